@@ -1,0 +1,7 @@
+//! fairing: distributed training of burn models, from `cargo run`.
+
+extern crate self as fairing_core;
+
+pub mod config;
+pub mod runtime;
+pub mod topology;

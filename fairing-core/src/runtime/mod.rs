@@ -1,0 +1,9 @@
+//! What happens inside a replica.
+
+pub mod layout;
+mod model;
+pub mod optimizer;
+mod shard;
+
+pub use layout::{Layout, LayoutError};
+pub use model::{Gradient, Model};

@@ -1,0 +1,326 @@
+//! Who takes part in a run, and what one of them must know.
+//!
+//! Pure: nothing here reads the environment or opens a socket. [`Topology`] says how many replicas of each role there
+//! are, [`Placement`] is what one replica needs to find the others. The launcher writes a placement into the
+//! environment with [`Placement::to_env`], the replica reads it back with [`Placement::from_env`].
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Env;
+
+/// The part that a replica plays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Computes gradients on its share of each batch.
+    Worker,
+    /// Parameter server: owns a range of the parameters and applies the optimizer to it.
+    Ps,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Role::Worker => "worker",
+            Role::Ps => "ps",
+        })
+    }
+}
+
+/// A replica's number within its role, from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Rank(pub u32);
+
+impl Rank {
+    /// The rank as an index into per-rank tables.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl fmt::Display for Rank {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One process of a run, shown as `worker 0` or `ps 1`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Replica {
+    /// What it does.
+    pub role: Role,
+    /// Its number within the role.
+    pub rank: Rank,
+}
+
+impl Replica {
+    /// The worker of this rank.
+    pub fn worker(rank: u32) -> Self {
+        Self { role: Role::Worker, rank: Rank(rank) }
+    }
+
+    /// The parameter server of this rank.
+    pub fn ps(rank: u32) -> Self {
+        Self { role: Role::Ps, rank: Rank(rank) }
+    }
+
+    /// The name used for files and objects: `worker-0`.
+    pub fn file_name(self) -> String {
+        format!("{}-{}", self.role, self.rank)
+    }
+}
+
+impl fmt::Display for Replica {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.role, self.rank)
+    }
+}
+
+/// How many replicas of each role a run has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Topology {
+    /// Number of workers, at least 1.
+    pub workers: NonZeroU32,
+    /// Number of parameter servers.
+    pub ps: NonZeroU32,
+}
+
+impl Topology {
+    /// A topology of `workers` workers and `ps` parameter servers.
+    ///
+    /// # Panics
+    ///
+    /// If one of the numbers is 0. A checked way is to build the struct from two [`NonZeroU32`].
+    pub const fn new(workers: u32, ps: u32) -> Self {
+        match (NonZeroU32::new(workers), NonZeroU32::new(ps)) {
+            (Some(workers), Some(ps)) => Self { workers, ps },
+            _ => panic!("a topology needs at least one worker and one parameter server"),
+        }
+    }
+
+    /// All replicas: the servers first, since workers connect to them.
+    pub fn replicas(&self) -> impl Iterator<Item = Replica> + use<> {
+        let servers = (0..self.ps.get()).map(Replica::ps);
+        servers.chain((0..self.workers.get()).map(Replica::worker))
+    }
+
+    /// The replica that hosts the coordinator.
+    pub fn coordinator(&self) -> Replica {
+        Replica::ps(0)
+    }
+
+    /// Number of workers, as an index bound.
+    pub fn worker_count(&self) -> usize {
+        self.workers.get() as usize
+    }
+
+    /// Number of parameter servers, as an index bound.
+    pub fn ps_count(&self) -> usize {
+        self.ps.get() as usize
+    }
+}
+
+impl fmt::Display for Topology {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plural = |n: u32, one: &str| if n == 1 { format!("{n} {one}") } else { format!("{n} {one}s") };
+        write!(f, "{} + {}", plural(self.workers.get(), "worker"), plural(self.ps.get(), "parameter server"))
+    }
+}
+
+/// Where a parameter server listens, for example `unix:/run/x/ps-0.sock` or `memory:ps-0`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// A Unix socket in a private folder.
+    Unix(PathBuf),
+    /// A name within this process, for tests and `train_in_memory`.
+    Memory(String),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+            Address::Memory(name) => write!(f, "memory:{name}"),
+        }
+    }
+}
+
+impl FromStr for Address {
+    type Err = PlacementError;
+
+    fn from_str(text: &str) -> Result<Self, PlacementError> {
+        match text.split_once(':') {
+            Some(("unix", path)) => Ok(Address::Unix(path.into())),
+            Some(("memory", name)) => Ok(Address::Memory(name.to_owned())),
+            _ => Err(PlacementError::Invalid { name: SERVERS, value: text.to_owned() }),
+        }
+    }
+}
+
+/// What one replica needs to know to take its part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placement {
+    /// Name of the run, unique on this machine.
+    pub run: String,
+    /// Who this is.
+    pub replica: Replica,
+    /// Who takes part.
+    pub topology: Topology,
+    /// Seed of data order, initial parameters and the process-wide generator.
+    pub seed: u64,
+    /// Compute threads that this replica may use.
+    pub threads: u32,
+    /// Addresses of the parameter servers, in rank order.
+    pub servers: Vec<Address>,
+    /// The folder behind `worker.data_dir()`.
+    pub data_dir: Option<PathBuf>,
+}
+
+const RUN: &str = "FAIRING_PLACEMENT_RUN";
+const ROLE: &str = "FAIRING_PLACEMENT_ROLE";
+const RANK: &str = "FAIRING_PLACEMENT_RANK";
+const WORKERS: &str = "FAIRING_PLACEMENT_WORKERS";
+const PS: &str = "FAIRING_PLACEMENT_PS";
+const SEED: &str = "FAIRING_PLACEMENT_SEED";
+const THREADS: &str = "FAIRING_PLACEMENT_THREADS";
+const SERVERS: &str = "FAIRING_PLACEMENT_SERVERS";
+const DATA: &str = "FAIRING_PLACEMENT_DATA";
+
+/// Every variable that carries a placement; its presence makes a process a replica.
+pub const PLACEMENT_VARIABLES: [&str; 9] = [RUN, ROLE, RANK, WORKERS, PS, SEED, THREADS, SERVERS, DATA];
+
+/// Failure to read a placement. Returned by [`Placement::from_env`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlacementError {
+    /// A variable is absent.
+    #[error("`{name}` is not set; a replica is started by fairing's launcher, not by hand")]
+    Missing {
+        /// The variable.
+        name: &'static str,
+    },
+    /// A variable has a value that cannot be meant.
+    #[error("`{name}` has the unusable value `{value}`")]
+    Invalid {
+        /// The variable.
+        name: &'static str,
+        /// What it held.
+        value: String,
+    },
+}
+
+impl Placement {
+    /// Whether the environment makes this process a replica.
+    pub fn is_in(env: &impl Env) -> bool {
+        env.get(ROLE).is_some()
+    }
+
+    /// Variables that tell a process which part it plays.
+    pub fn to_env(&self) -> Vec<(&'static str, String)> {
+        let servers = self.servers.iter().map(Address::to_string).collect::<Vec<_>>().join(",");
+        let mut variables = vec![
+            (RUN, self.run.clone()),
+            (ROLE, self.replica.role.to_string()),
+            (RANK, self.replica.rank.to_string()),
+            (WORKERS, self.topology.workers.to_string()),
+            (PS, self.topology.ps.to_string()),
+            (SEED, self.seed.to_string()),
+            (THREADS, self.threads.to_string()),
+            (SERVERS, servers),
+        ];
+        if let Some(data_dir) = &self.data_dir {
+            variables.push((DATA, data_dir.display().to_string()));
+        }
+        variables
+    }
+
+    /// Inverse of [`Placement::to_env`].
+    ///
+    /// # Errors
+    ///
+    /// [`PlacementError`] naming the first variable that is missing or does not parse, and a rank outside its role.
+    pub fn from_env(env: &impl Env) -> Result<Self, PlacementError> {
+        let text = |name| env.get(name).ok_or(PlacementError::Missing { name });
+        let role = match text(ROLE)?.as_str() {
+            "worker" => Role::Worker,
+            "ps" => Role::Ps,
+            other => return Err(PlacementError::Invalid { name: ROLE, value: other.to_owned() }),
+        };
+        let topology = Topology { workers: parse(env, WORKERS)?, ps: parse(env, PS)? };
+        let rank: u32 = parse(env, RANK)?;
+        let bound = match role {
+            Role::Worker => topology.workers,
+            Role::Ps => topology.ps,
+        };
+        if rank >= bound.get() {
+            return Err(PlacementError::Invalid { name: RANK, value: rank.to_string() });
+        }
+        let servers = text(SERVERS)?;
+        let servers = servers.split(',').map(Address::from_str).collect::<Result<Vec<_>, _>>()?;
+        if servers.len() != topology.ps_count() {
+            return Err(PlacementError::Invalid { name: SERVERS, value: text(SERVERS)? });
+        }
+        Ok(Self {
+            run: text(RUN)?,
+            replica: Replica { role, rank: Rank(rank) },
+            topology,
+            seed: parse(env, SEED)?,
+            threads: parse(env, THREADS)?,
+            servers,
+            data_dir: env.get(DATA).map(PathBuf::from),
+        })
+    }
+}
+
+fn parse<T: FromStr>(env: &impl Env, name: &'static str) -> Result<T, PlacementError> {
+    let value = env.get(name).ok_or(PlacementError::Missing { name })?;
+    value.parse().map_err(|_| PlacementError::Invalid { name, value })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn placement() -> Placement {
+        Placement {
+            run: "fashion-1".into(),
+            replica: Replica::worker(2),
+            topology: Topology::new(3, 2),
+            seed: 7,
+            threads: 4,
+            servers: vec![Address::Unix("/run/x/ps-0.sock".into()), Address::Unix("/run/x/ps-1.sock".into())],
+            data_dir: Some("/data/set".into()),
+        }
+    }
+
+    #[test]
+    fn placement_survives_the_environment() {
+        let written = placement();
+        let env: BTreeMap<String, String> = written.to_env().into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
+        assert!(Placement::is_in(&env));
+        assert_eq!(Placement::from_env(&env).unwrap(), written);
+    }
+
+    #[test]
+    fn every_broken_variable_is_named() {
+        let whole: BTreeMap<String, String> =
+            placement().to_env().into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
+        for name in PLACEMENT_VARIABLES.into_iter().filter(|name| *name != DATA) {
+            let mut without = whole.clone();
+            without.remove(name);
+            assert_eq!(Placement::from_env(&without).unwrap_err(), PlacementError::Missing { name });
+        }
+        for (name, value) in [(ROLE, "chief"), (RANK, "3"), (WORKERS, "0"), (SEED, "-1"), (SERVERS, "unix:/one")] {
+            let mut broken = whole.clone();
+            broken.insert(name.to_owned(), value.to_owned());
+            let expected = PlacementError::Invalid { name, value: value.to_owned() };
+            assert_eq!(Placement::from_env(&broken).unwrap_err(), expected);
+        }
+    }
+}
