@@ -3,5 +3,6 @@
 extern crate self as fairing_core;
 
 pub mod config;
+pub mod observe;
 pub mod runtime;
 pub mod topology;

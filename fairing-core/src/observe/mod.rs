@@ -1,0 +1,3 @@
+//! What a person sees of a run, and what is kept of it.
+
+pub mod events;
