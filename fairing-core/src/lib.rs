@@ -3,6 +3,7 @@
 extern crate self as fairing_core;
 
 pub mod config;
+pub mod exit;
 pub mod observe;
 pub mod runtime;
 pub mod topology;
