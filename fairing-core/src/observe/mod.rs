@@ -6,6 +6,9 @@
 //! ranks' numbers; it is pure and runs where the coordinator runs. Nothing here starts a process (except `git`, with a
 //! deadline) or reads the process environment.
 
+mod clean;
 pub mod events;
 mod float;
 pub mod metrics;
+pub mod terminal;
+mod words;
