@@ -9,6 +9,9 @@
 mod clean;
 pub mod events;
 mod float;
+pub mod git;
 pub mod metrics;
+pub mod report;
+pub mod run_folder;
 pub mod terminal;
 mod words;
