@@ -57,6 +57,7 @@ impl Connection {
     }
 
     /// Ends both directions.
+    #[cfg(test)]
     pub(crate) fn shutdown(&self) {
         self.stream.shutdown();
     }

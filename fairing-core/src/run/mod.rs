@@ -37,9 +37,9 @@ use crate::runtime::Model;
 use crate::topology::{Placement, Topology};
 use crate::training::DistributedTraining;
 
-pub use memory::{Trained, TrainError};
-pub use outcome::{Outcome, OutcomeError};
 pub(crate) use memory::train_in_memory;
+pub use memory::{TrainError, Trained};
+pub use outcome::{Outcome, OutcomeError};
 pub(crate) use replica::dispatch;
 
 /// Whether this process is a replica that a launcher started, so that `main` can skip what only the caller needs.
@@ -93,8 +93,10 @@ pub enum RunError {
         path: PathBuf,
     },
     /// The launch happens in a test, and it cannot be told in which.
-    #[error("`launch()` in a test needs the test's own thread, named after it (call it directly in the `#[test]` function, \
-             without `--test-threads=1`), or use `train_in_memory`, which starts no process")]
+    #[error(
+        "`launch()` in a test needs the test's own thread, named after it (call it directly in the `#[test]` function, \
+             without `--test-threads=1`), or use `train_in_memory`, which starts no process"
+    )]
     UnknownTest,
     /// The run's folder or a file in it cannot be written.
     #[error(transparent)]
@@ -306,7 +308,8 @@ fn placements(run: &str, config: &Config, servers: Vec<crate::topology::Address>
 fn threads(topology: &Topology, config: &Config) -> u32 {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let share = u32::try_from(cores).unwrap_or(u32::MAX) / topology.workers;
-    let asked = config.worker.cpu.map_or(u32::MAX, |cpu| u32::try_from(cpu.millicores().div_ceil(1000)).unwrap_or(u32::MAX));
+    let asked =
+        config.worker.cpu.map_or(u32::MAX, |cpu| u32::try_from(cpu.millicores().div_ceil(1000)).unwrap_or(u32::MAX));
     NonZeroU32::new(share.min(asked)).map_or(1, NonZeroU32::get)
 }
 

@@ -9,10 +9,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::RunError;
 use super::caller::{self, Heard};
 use super::outcome::Outcome;
 use super::signals::Interrupts;
-use super::RunError;
 use crate::config::ProcessEnv;
 use crate::exit::ExitCode;
 use crate::launch::{LaunchPlan, Launched, Launcher, ReplicaEvent};
@@ -65,10 +65,7 @@ pub(super) struct Watch {
 
 impl Watch {
     /// Starts the replicas, and the threads that watch them.
-    pub(super) fn start(
-        self,
-        received: Receiver<Message>,
-    ) -> Result<JoinHandle<Result<Outcome, RunError>>, RunError> {
+    pub(super) fn start(self, received: Receiver<Message>) -> Result<JoinHandle<Result<Outcome, RunError>>, RunError> {
         let topology = self.plan.placements[0].topology;
         let metrics_file = MetricsWriter::create(self.folder.metrics())?;
         let mut view = terminal(topology, &ProcessEnv);
@@ -489,7 +486,9 @@ pub(super) fn describe_failure(failure: &Failure, exit: Option<&Exit>, last_line
     let mut text = failure.to_string().trim_end_matches([' ', ':']).to_owned();
     match exit {
         Some(exit @ Exit::Signal(_)) => write!(text, "; it {exit}").expect("a string can be written"),
-        Some(exit @ Exit::Code(_)) if failure.kind == FailureKind::Lost || failure.kind == FailureKind::NeverLaunched => {
+        Some(exit @ Exit::Code(_))
+            if failure.kind == FailureKind::Lost || failure.kind == FailureKind::NeverLaunched =>
+        {
             write!(text, "; it {exit}").expect("a string can be written");
         }
         _ => {}

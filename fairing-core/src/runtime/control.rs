@@ -42,7 +42,8 @@ pub(crate) fn open(
     hello: &Hello,
     waiting: &dyn Fn() -> std::io::Result<()>,
 ) -> Result<Connection, ConnectionError> {
-    let stream = connect_patiently(transport, address, Instant::now() + JOIN, waiting).map_err(ConnectionError::Broken)?;
+    let stream =
+        connect_patiently(transport, address, Instant::now() + JOIN, waiting).map_err(ConnectionError::Broken)?;
     let mut connection = Connection::new(stream);
     connection.send(hello)?;
     Ok(connection)
@@ -61,8 +62,7 @@ impl Control {
     ) -> Result<(Arc<Self>, Position), Failure> {
         let (replica, coordinator) = (placement.replica, placement.topology.coordinator());
         let failure = |replica, kind, message| Failure { replica, kind, message, round: None };
-        let hello =
-            Hello { run: placement.run.clone(), speaker: Speaker::Replica(replica), purpose: Purpose::Control };
+        let hello = Hello { run: placement.run.clone(), speaker: Speaker::Replica(replica), purpose: Purpose::Control };
         let lost = |error: ConnectionError| {
             failure(coordinator, FailureKind::Lost, format!("{replica} cannot reach the coordinator: {error}"))
         };
@@ -71,7 +71,9 @@ impl Control {
             FromCoordinator::Welcome { position } => position,
             FromCoordinator::Refused { reason } => return Err(failure(replica, FailureKind::Protocol, reason)),
             FromCoordinator::RunFailed(failure) => return Err(failure),
-            other => return Err(failure(coordinator, FailureKind::Protocol, format!("{other:?} instead of a welcome"))),
+            other => {
+                return Err(failure(coordinator, FailureKind::Protocol, format!("{other:?} instead of a welcome")));
+            }
         };
         let writer = reader.try_clone().map_err(|error| lost(ConnectionError::Broken(error)))?;
         let control = Arc::new(Self {
@@ -94,6 +96,12 @@ impl Control {
             }
         });
         Ok((control, position))
+    }
+
+    /// Breaks the connection, as the death of the process would.
+    #[cfg(test)]
+    pub(crate) fn break_connection(&self) {
+        self.writer.lock().expect("no holder panics").shutdown();
     }
 
     fn inbox(&self) -> MutexGuard<'_, Inbox> {

@@ -255,10 +255,10 @@ impl Coordinator {
             return;
         }
         let workers = self.topology.worker_count();
-        let gather = self.gathers.entry(sequence).or_insert_with(|| Gather {
-            parts: vec![None; workers],
-            since: Instant::now(),
-        });
+        let gather = self
+            .gathers
+            .entry(sequence)
+            .or_insert_with(|| Gather { parts: vec![None; workers], since: Instant::now() });
         gather.parts[replica.rank.index()] = Some(part);
         if gather.parts.iter().all(Option::is_some) {
             let gather = self.gathers.remove(&sequence).expect("looked at just now");
@@ -315,7 +315,10 @@ impl Coordinator {
         let Some((_, first)) = all.next() else { return Ok(()) };
         for (replica, other) in all {
             let message = if other.rounds != first.rounds {
-                format!("it made {} steps, worker 0 made {}; all workers must step equally often", other.rounds, first.rounds)
+                format!(
+                    "it made {} steps, worker 0 made {}; all workers must step equally often",
+                    other.rounds, first.rounds
+                )
             } else if other.digest != first.digest {
                 "its model differs from worker 0's at the end; `train` must return the model that `worker.step` gave, and \
                  state such as running means is averaged only inside `worker.epochs` and `batches`"

@@ -13,6 +13,8 @@ pub(crate) mod parameter_server;
 pub(crate) mod replica;
 mod shard;
 pub(crate) mod status;
+#[cfg(test)]
+mod tests;
 pub mod worker;
 
 pub use layout::{Layout, LayoutError};

@@ -16,7 +16,7 @@ use super::optimizer::{Optimizer, ShardOptimizer};
 use super::shard::shard;
 use super::status::RunStatus;
 use crate::protocol::connection::{Connection, ConnectionError};
-use crate::protocol::deadline::{JOIN, ROUND, STALL, TICK};
+use crate::protocol::deadline::{HEARTBEAT, JOIN, ROUND, STALL, TICK};
 use crate::protocol::failure::{Failure, FailureKind};
 use crate::protocol::frame::{Header, Kind, PushHead, bit};
 use crate::topology::{Rank, Replica, Role, Topology};
@@ -90,11 +90,23 @@ impl ParameterServer {
     /// Serves one worker until it leaves, is lost, or the run fails. What goes wrong is recorded in the run's status.
     pub(crate) fn serve(&self, rank: Rank, mut connection: Connection) {
         if let Err(failure) = self.converse(rank, &mut connection) {
+            if failure.kind == FailureKind::Lost {
+                self.wait_for_the_cause();
+            }
             self.status.fail(failure);
         }
         if let Some(failure) = self.status.failure() {
             // The worker learns the cause here and by its control connection, whichever is faster.
             let _ = connection.send(&FromServer::RunFailed(failure));
+        }
+    }
+
+    /// A worker that fails says why on its control connection and then breaks this one: its word goes first.
+    fn wait_for_the_cause(&self) {
+        let started = Instant::now();
+        let mut joining = self.lock();
+        while self.status.failure().is_none() && started.elapsed() < HEARTBEAT {
+            joining = self.joined.wait_timeout(joining, TICK).expect("no holder panics").0;
         }
     }
 
@@ -151,8 +163,7 @@ impl ParameterServer {
             initial = Some(parameters);
             if self.index == 0 {
                 let wait = crate::protocol::connection::at_most(STALL);
-                frozen =
-                    connection.receive_frame(Kind::Frozen, &wait).map_err(|error| lost(worker, None, &error))?;
+                frozen = connection.receive_frame(Kind::Frozen, &wait).map_err(|error| lost(worker, None, &error))?;
             }
         }
         self.register(rank, join, initial, frozen)?;
@@ -226,13 +237,7 @@ impl ParameterServer {
     }
 
     /// One worker's part of one round. `false` if the run has failed meanwhile.
-    fn round(
-        &self,
-        shard: &Shard,
-        rank: Rank,
-        header: Header,
-        connection: &mut Connection,
-    ) -> Result<bool, Failure> {
+    fn round(&self, shard: &Shard, rank: Rank, header: Header, connection: &mut Connection) -> Result<bool, Failure> {
         let worker = Replica { role: Role::Worker, rank };
         let presence_bytes = shard.tensors.div_ceil(8);
         let expected = PushHead::BYTES + presence_bytes + shard.range.len() * 4;
@@ -278,12 +283,7 @@ impl ParameterServer {
     }
 
     /// Waits until `ready`, or until the round is over. `false` if the run has failed meanwhile.
-    fn wait_in_round(
-        &self,
-        shard: &Shard,
-        round: u64,
-        ready: impl Fn(&Progress) -> bool,
-    ) -> Result<bool, Failure> {
+    fn wait_in_round(&self, shard: &Shard, round: u64, ready: impl Fn(&Progress) -> bool) -> Result<bool, Failure> {
         let mut progress = shard.lock();
         let mut started = None;
         loop {
@@ -395,11 +395,8 @@ impl Shard {
         let (pieces, ranges) = pieces(layout.trained(), &range);
         let workers = topology.worker_count();
         let slot_len = CHUNK.min(range.len());
-        let values = Values {
-            parameters,
-            optimizer: ShardOptimizer::new(optimizer.clone(), ranges),
-            mean: vec![0.0; slot_len],
-        };
+        let values =
+            Values { parameters, optimizer: ShardOptimizer::new(optimizer.clone(), ranges), mean: vec![0.0; slot_len] };
         let progress = Progress {
             round: 0,
             heads: vec![None; workers],
@@ -542,10 +539,7 @@ impl Shard {
 }
 
 /// The parts of tensors that lie in `range`: tensor number and shard-local range of each, in order.
-fn pieces<'a>(
-    tensors: impl Iterator<Item = &'a TensorSpec>,
-    range: &Range<usize>,
-) -> (Vec<usize>, Vec<Range<usize>>) {
+fn pieces<'a>(tensors: impl Iterator<Item = &'a TensorSpec>, range: &Range<usize>) -> (Vec<usize>, Vec<Range<usize>>) {
     let mut start = 0;
     let mut pieces = (Vec::new(), Vec::new());
     for (index, tensor) in tensors.enumerate() {

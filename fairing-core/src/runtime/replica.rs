@@ -63,8 +63,8 @@ pub(crate) fn serve(context: &Context) -> Result<(), Failure> {
         let coordinator = Coordinator::new(placement.topology, status.clone(), Position::default());
         std::thread::spawn(move || coordinator.run(&received))
     });
-    let served = Control::connect(placement, transport.as_ref(), status)
-        .and_then(|(control, _)| control.serve_until_released());
+    let served =
+        Control::connect(placement, transport.as_ref(), status).and_then(|(control, _)| control.serve_until_released());
     if let Err(failure) = &served {
         // The coordinator must end too, if it is here.
         status.fail(failure.clone());
@@ -202,12 +202,9 @@ fn run_train<M: Model>(
             message: format!("{error:#}"),
             round: round(),
         }),
-        Err(panic) => Failure {
-            replica,
-            kind: FailureKind::Panicked,
-            message: panic_message(panic.as_ref()),
-            round: round(),
-        },
+        Err(panic) => {
+            Failure { replica, kind: FailureKind::Panicked, message: panic_message(panic.as_ref()), round: round() }
+        }
     };
     Err(failure)
 }
@@ -239,7 +236,8 @@ fn finish<M: Model>(worker: &Worker, control: &Control, replica: Replica, model:
     let finished = ToCoordinator::Finished(Finished { rounds: worker.rounds(), digest });
     control.rounds_done(worker.rounds());
     let said = if replica == Replica::worker(0) {
-        let bytes = model.to_bytes().map_err(|error| own(FailureKind::User, format!("cannot save the model: {error}")))?;
+        let bytes =
+            model.to_bytes().map_err(|error| own(FailureKind::User, format!("cannot save the model: {error}")))?;
         control.say_with(&finished, Kind::Model, &bytes)
     } else {
         control.say(&finished)

@@ -422,7 +422,8 @@ impl Worker {
     /// Does not block on the network and does not fail.
     pub fn metric(&self, name: &str, value: f64) {
         let place = self.place.get();
-        let round = if place.examples.is_some() && !place.stepped { self.round.get() } else { self.round.get().max(1) - 1 };
+        let round =
+            if place.examples.is_some() && !place.stepped { self.round.get() } else { self.round.get().max(1) - 1 };
         self.control.metric(MetricPoint {
             rank: self.placement.replica.rank,
             name: name.to_owned(),
@@ -497,6 +498,13 @@ impl Worker {
     /// Rounds that this worker took part in.
     pub(crate) fn rounds(&self) -> u64 {
         self.round.get()
+    }
+
+    /// Breaks all connections, as the death of the process would.
+    #[cfg(test)]
+    pub(crate) fn break_connections(&self) {
+        self.control.break_connection();
+        self.exchange.borrow().iter().flat_map(|exchange| &exchange.servers).for_each(Connection::shutdown);
     }
 
     /// Says goodbye to the servers.
@@ -653,10 +661,7 @@ impl Exchange {
     }
 
     /// Reads the new parameters of all servers. Returns whether the run stops with this round.
-    fn pull(
-        &mut self,
-        patience: crate::protocol::connection::Patience<'_>,
-    ) -> Result<bool, (usize, ServerFailure)> {
+    fn pull(&mut self, patience: crate::protocol::connection::Patience<'_>) -> Result<bool, (usize, ServerFailure)> {
         let Self { servers, parameters, .. } = self;
         let (count, len) = (servers.len(), parameters.len());
         let mut stop = false;
