@@ -11,17 +11,50 @@ pub use inventory;
 
 /// A value that can be sent to another process.
 ///
-/// A trait of its own, so that a type without serde's derives gets one readable message.
+/// CBOR keeps every float, NaN included, and maps with any key, which JSON does not.
+///
+/// A trait of its own without serde's as supertraits, and that is not recommended: so a type without the derives gets one
+/// readable message, not serde's words about each of its traits.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot travel to the replicas",
-    label = "not both of serde's `Serialize` and `Deserialize`",
+    label = "`Serialize` or `Deserialize` is missing",
     note = "add `#[derive(Serialize, Deserialize)]` to `{Self}`; its fields must have them too"
 )]
-pub trait Travels: Serialize + DeserializeOwned {}
+pub trait Travels: Sized {
+    /// The value as CBOR.
+    ///
+    /// # Errors
+    ///
+    /// Serde's own, as text.
+    fn to_bytes(&self) -> Result<Vec<u8>, String>;
 
-// Without it the compiler would complain about the two bounds in serde's words, and twice.
+    /// The inverse of [`Travels::to_bytes`].
+    ///
+    /// # Errors
+    ///
+    /// Serde's own, as text.
+    fn from_bytes(bytes: &[u8]) -> Result<Self, String>;
+
+    /// The value for a person to read; null if JSON cannot hold it.
+    fn to_json(&self) -> serde_json::Value;
+}
+
 #[diagnostic::do_not_recommend]
-impl<T: Serialize + DeserializeOwned> Travels for T {}
+impl<T: Serialize + DeserializeOwned> Travels for T {
+    fn to_bytes(&self) -> Result<Vec<u8>, String> {
+        let mut bytes = Vec::new();
+        ciborium::into_writer(self, &mut bytes).map_err(|error| error.to_string())?;
+        Ok(bytes)
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
+        ciborium::from_reader(bytes).map_err(|error| error.to_string())
+    }
+
+    fn to_json(&self) -> serde_json::Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+}
 
 /// One annotated type of the program, by which a replica finds what to train.
 #[derive(Debug)]
@@ -42,5 +75,18 @@ impl Registration {
     /// The registration of `T`.
     pub const fn new<T: DistributedTraining>(name: &'static str, file: &'static str, line: u32) -> Self {
         Self { name, file, line, dispatch: crate::run::dispatch::<T> }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_travels_bit_by_bit() {
+        let value = (f64::from_bits(0x3ff0_0000_0000_0001), u64::MAX, Some("text".to_owned()));
+        let bytes = value.to_bytes().unwrap();
+        assert_eq!(Travels::from_bytes(&bytes), Ok(value));
+        assert!(<(u8, u8)>::from_bytes(&bytes[..bytes.len() - 1]).is_err());
     }
 }

@@ -8,14 +8,13 @@ use crate::topology::Topology;
 
 /// What the user implements: how one worker trains.
 ///
-/// The fields of the type are the hyperparameters of one run. They travel to every replica, so the type derives serde's
-/// `Serialize` and `Deserialize`; the crate needs `serde` with its feature `derive` among its dependencies for that.
+/// The fields of the type are the hyperparameters of one run.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not say how it trains",
     label = "`Train` is not implemented for `{Self}`",
     note = "add `impl Train for {Self} {{ type Model = ...; fn train(&self, worker: &Worker) -> anyhow::Result<Self::Model> {{ ... }} }}`"
 )]
-pub trait Train: Travels + Sized + 'static {
+pub trait Train: Sized + 'static {
     /// What is trained: a burn module, or anything else that implements [`Model`].
     type Model: Model;
 
@@ -30,12 +29,15 @@ pub trait Train: Travels + Sized + 'static {
 }
 
 /// A type that can be launched; implemented by [`#[distributed_training]`](macro@crate::distributed_training).
+///
+/// The value travels to every replica, so the type derives serde's `Serialize` and `Deserialize`. Their derives write
+/// `serde` into the user's crate, which therefore needs it among its own dependencies, with its feature `derive`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be launched",
     label = "the attribute is missing on `{Self}`",
     note = "put `#[distributed_training(workers = 2, ps = 1)]` above the struct"
 )]
-pub trait DistributedTraining: Train {
+pub trait DistributedTraining: Train + Travels {
     /// What stands in the attribute.
     #[doc(hidden)]
     const ATTRIBUTE: Attribute;

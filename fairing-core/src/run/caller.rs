@@ -1,11 +1,10 @@
 //! The caller's side of the protocol: listens to the coordinator and fetches the result.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use crate::protocol::connection::{Connection, ConnectionError, at_most};
+use crate::protocol::connection::{Connection, ConnectionError, Patience, at_most};
 use crate::protocol::deadline::{HELLO, JOIN, STALL};
 use crate::protocol::frame::Kind;
 use crate::protocol::message::{FromCoordinator, Hello, Purpose, Speaker};
@@ -20,8 +19,8 @@ pub(super) enum Heard {
     Said(FromCoordinator),
     /// The trained model, after [`FromCoordinator::Complete`].
     Model(Vec<u8>),
-    /// The connection is over.
-    Gone(String),
+    /// The connection is over; why is seen elsewhere, from the coordinator's process or from what it said before.
+    Gone,
 }
 
 /// Attaches to a run and calls `hear` with everything until the connection ends or `hear` returns `false`.
@@ -31,7 +30,7 @@ pub(super) fn listen(
     transport: &dyn Transport,
     address: &Address,
     run: &str,
-    ended: &Arc<AtomicBool>,
+    ended: &AtomicBool,
     mut hear: impl FnMut(Heard) -> bool,
 ) {
     let waiting = || match ended.load(Ordering::Acquire) {
@@ -41,42 +40,29 @@ pub(super) fn listen(
     let connected = connect_patiently(transport, address, Instant::now() + JOIN, &waiting)
         .map_err(ConnectionError::Broken)
         .and_then(|stream| attach(Connection::new(stream), run));
-    let mut connection = match connected {
-        Ok(connection) => connection,
-        Err(error) => {
-            hear(Heard::Gone(error.to_string()));
-            return;
-        }
-    };
-    match connection.try_clone() {
-        Ok(writer) => {
-            hear(Heard::Attached(writer));
-        }
-        Err(error) => {
-            hear(Heard::Gone(error.to_string()));
-            return;
-        }
-    }
     // Between rounds the coordinator may have nothing to say for long; a dead one ends the connection.
     let patience = |_| waiting().map_err(|error| error.to_string());
-    loop {
-        let heard = connection.receive::<FromCoordinator>(&patience).and_then(|message| {
-            let complete = matches!(message, FromCoordinator::Complete { .. });
-            let goes_on = hear(Heard::Said(message));
-            match complete && goes_on {
-                true => Ok(hear(Heard::Model(connection.receive_frame(Kind::Model, &at_most(STALL))?))),
-                false => Ok(goes_on),
-            }
-        });
-        match heard {
-            Ok(true) => {}
-            Ok(false) => return,
-            Err(error) => {
-                hear(Heard::Gone(error.to_string()));
-                return;
-            }
+    // Whoever hears `Gone` knows the reason from elsewhere.
+    let _ = connected.and_then(|connection| converse(connection, &patience, &mut hear));
+    hear(Heard::Gone);
+}
+
+fn converse(
+    mut connection: Connection,
+    patience: Patience<'_>,
+    hear: &mut impl FnMut(Heard) -> bool,
+) -> Result<(), ConnectionError> {
+    let writer = connection.try_clone().map_err(ConnectionError::Broken)?;
+    let mut goes_on = hear(Heard::Attached(writer));
+    while goes_on {
+        let message: FromCoordinator = connection.receive(patience)?;
+        let complete = matches!(message, FromCoordinator::Complete { .. });
+        goes_on = hear(Heard::Said(message));
+        if complete {
+            goes_on &= hear(Heard::Model(connection.receive_frame(Kind::Model, &at_most(STALL))?));
         }
     }
+    Ok(())
 }
 
 fn attach(mut connection: Connection, run: &str) -> Result<Connection, ConnectionError> {

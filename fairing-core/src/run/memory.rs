@@ -1,12 +1,12 @@
 //! The same runtime between threads of one process: no process, no socket, no file.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::Scope;
 
 use super::caller::{self, Heard};
 use super::outcome::{OutcomeError, last};
-use super::{decode, encode};
 use crate::config::{Config, LaunchOptions, ProcessEnv, Surroundings};
 use crate::observe::metrics::Metrics;
 use crate::protocol::connection::Connection;
@@ -71,7 +71,7 @@ pub(crate) fn train_in_memory<T: DistributedTraining>(
 ) -> Result<Trained<T::Model>, TrainError> {
     let surroundings = Surroundings::read(&ProcessEnv)?;
     let config = Config::resolve(&T::ATTRIBUTE, &surroundings, &ProcessEnv, &LaunchOptions::new())?.config;
-    let bytes = encode(value).map_err(|reason| TrainError::Value { reason })?;
+    let bytes = value.to_bytes().map_err(|reason| TrainError::Value { reason })?;
     let servers: Vec<_> = (0..topology.ps.get()).map(|rank| Address::Memory(Replica::ps(rank).file_name())).collect();
     let transport: Arc<dyn Transport> = Arc::new(Memory::default());
     let context = |replica| Context {
@@ -92,7 +92,7 @@ pub(crate) fn train_in_memory<T: DistributedTraining>(
         let (heard, hear) = channel();
         let calling = transport.clone();
         let coordinator = servers[0].clone();
-        let ended = Arc::default();
+        let ended = AtomicBool::new(false);
         scope.spawn(move || {
             caller::listen(calling.as_ref(), &coordinator, "in-memory", &ended, |message| heard.send(message).is_ok());
         });
@@ -123,7 +123,7 @@ fn spawn_worker<'scope, T: DistributedTraining>(
     turnstile: Arc<Turnstile>,
 ) -> std::thread::ScopedJoinHandle<'scope, Result<(), Failure>> {
     scope.spawn(move || {
-        let value: T = decode(&bytes).expect("what was encoded just before can be decoded");
+        let value = T::from_bytes(&bytes).expect("what was encoded just before can be decoded");
         train_one(&context, &value, &turnstile).map(drop)
     })
 }
@@ -182,7 +182,7 @@ fn collect(hear: &Receiver<Heard>) -> Metrics {
                 break;
             }
             Heard::Said(_) => {}
-            Heard::Gone(_) => break,
+            Heard::Gone => break,
         }
     }
     metrics

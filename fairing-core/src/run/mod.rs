@@ -24,7 +24,7 @@ use std::time::{Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::__private::Registration;
+use crate::__private::{Registration, Travels};
 use crate::config::{Config, ConfigError, Env as _, Explanation, LaunchOptions, ProcessEnv, Resolved, Surroundings};
 use crate::exit::ExitCode;
 use crate::launch::{LaunchError, LaunchPlan, Launcher, LocalLauncher, Program};
@@ -54,7 +54,7 @@ pub fn in_replica() -> bool {
 pub(crate) struct Payload {
     /// `module_path::Type`, by which the replica finds what to train.
     pub(crate) name: String,
-    /// The value, CBOR: unlike JSON it keeps every float, NaN included, and maps with any key.
+    /// The value, as [`Travels::to_bytes`] gives it.
     pub(crate) value: Vec<u8>,
 }
 
@@ -241,7 +241,7 @@ pub(crate) fn start<T: DistributedTraining>(value: &T, options: &LaunchOptions) 
         launcher: Box::new(launcher),
         folder: folder.clone(),
         type_name: type_name.to_owned(),
-        hyperparameters: serde_json::to_value(value).unwrap_or(serde_json::Value::Null),
+        hyperparameters: value.to_json(),
         manifest: surroundings.manifest,
         seed: config.seed,
         extension: T::Model::EXTENSION,
@@ -275,20 +275,10 @@ fn find_registration(name: &'static str) -> Result<&'static Registration, RunErr
 
 fn payload<T: DistributedTraining>(value: &T) -> Result<Vec<u8>, RunError> {
     let failed = |reason: String| RunError::Value { type_name: short_name(T::NAME).to_owned(), reason };
-    let value = encode(value).map_err(failed)?;
+    let value = value.to_bytes().map_err(failed)?;
     // A value that cannot be read back is better known here than from a replica.
-    decode::<T>(&value).map_err(|error| failed(format!("what was written cannot be read back: {error}")))?;
-    encode(&Payload { name: T::NAME.to_owned(), value }).map_err(failed)
-}
-
-pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, String> {
-    let mut bytes = Vec::new();
-    ciborium::into_writer(value, &mut bytes).map_err(|error| error.to_string())?;
-    Ok(bytes)
-}
-
-pub(crate) fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
-    ciborium::from_reader(bytes).map_err(|error| error.to_string())
+    T::from_bytes(&value).map_err(|error| failed(format!("what was written cannot be read back: {error}")))?;
+    Payload { name: T::NAME.to_owned(), value }.to_bytes().map_err(failed)
 }
 
 fn placements(run: &str, config: &Config, servers: Vec<crate::topology::Address>) -> Vec<Placement> {

@@ -4,7 +4,8 @@ use std::io::Write;
 use std::process;
 use std::sync::Arc;
 
-use super::{Payload, decode, find_registration};
+use super::{Payload, find_registration};
+use crate::__private::Travels;
 use crate::config::ProcessEnv;
 use crate::exit::ExitCode;
 use crate::lifeline;
@@ -45,7 +46,7 @@ fn say(text: &str) {
 fn received() -> Result<Payload, String> {
     // The launcher writes the payload before it does anything else.
     let bytes = lifeline::payload(LEASE).map_err(|error| error.to_string())?;
-    decode(&bytes).map_err(|error| format!("cannot read what the launcher sent: {error}"))
+    Payload::from_bytes(&bytes).map_err(|error| format!("cannot read what the launcher sent: {error}"))
 }
 
 type Dispatch = fn(&[u8]) -> ExitCode;
@@ -62,7 +63,7 @@ pub(crate) fn dispatch<T: DistributedTraining>(value: &[u8]) -> ExitCode {
         Ok(placement) => placement,
         Err(error) => return refuse(&error.to_string()),
     };
-    let value: T = match decode(value) {
+    let value: T = match T::from_bytes(value) {
         Ok(value) => value,
         Err(error) => return refuse(&format!("cannot read the value of `{}`: {error}", T::NAME)),
     };

@@ -225,8 +225,7 @@ impl Watcher {
                 self.tell_coordinator(&ToCoordinator::Acknowledged);
                 self.end_by(Instant::now() + GRACE);
             }
-            // Why it is gone is seen from its process, or from what it said before.
-            Message::Coordinator(Heard::Gone(_)) => self.coordinator = None,
+            Message::Coordinator(Heard::Gone) => self.coordinator = None,
             Message::Stop => self.stop(),
             Message::Kill => self.kill(),
         }
