@@ -1,5 +1,7 @@
 //! What happens inside a replica.
 
+#[cfg(feature = "burn")]
+pub mod burn;
 pub mod layout;
 mod model;
 pub mod optimizer;
