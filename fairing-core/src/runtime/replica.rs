@@ -55,10 +55,11 @@ pub(crate) fn serve(context: &Context) -> Result<(), Failure> {
         open: AtomicUsize::new(0),
         closed: AtomicBool::new(false),
     });
-    let accepting = {
+    {
         let door = door.clone();
-        std::thread::spawn(move || door.accept(listener.as_ref()))
-    };
+        // Not joined: it looks at the door once a tick, and the end of a run should not wait for that.
+        std::thread::spawn(move || door.accept(listener.as_ref()));
+    }
     let coordinating = (index == 0).then(|| {
         let coordinator = Coordinator::new(placement.topology, status.clone(), Position::default());
         std::thread::spawn(move || coordinator.run(&received))
@@ -80,8 +81,6 @@ pub(crate) fn serve(context: &Context) -> Result<(), Failure> {
         None => Ok(()),
     };
     door.closed.store(true, Ordering::Release);
-    // The acceptor looks at the door every tick; its own end is not worth an error.
-    let _ = accepting.join();
     coordinated.and(served)
 }
 

@@ -189,7 +189,7 @@ impl Worker {
 
     /// The device to create model and data on: the processor, with gradients.
     #[cfg(feature = "burn")]
-    pub fn device(&self) -> burn::prelude::Device {
+    pub fn device(&self) -> &'static ::burn::prelude::Device {
         super::burn::device()
     }
 
