@@ -1,1 +1,97 @@
+//! The attribute of fairing. Use it through `fairing_core`, which re-exports it beside what its output calls.
+//!
+//! It works like a small compiler: `args` parses, `check` applies the rules and gathers every complaint, `expand` writes
+//! the result. It knows syntax only; `grammar` is shared word by word with `fairing-core`, on which this crate does not
+//! depend.
 
+mod args;
+mod check;
+mod expand;
+mod grammar;
+
+use proc_macro2::TokenStream;
+
+use args::Args;
+use check::Job;
+
+/// Makes a struct that implements `Train` launchable.
+///
+/// ```
+/// # mod model { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/ui/model.rs")); }
+/// # use model::Point;
+/// use fairing_core::prelude::*;
+///
+/// #[distributed_training(workers = 2, ps = 1, data = "data", worker(cpu = 2, memory = "1Gi"))]
+/// #[derive(Serialize, Deserialize)]
+/// struct Job {
+///     epochs: usize,
+/// }
+///
+/// impl Train for Job {
+///     type Model = Point;
+///
+///     fn train(&self, worker: &Worker) -> anyhow::Result<Point> {
+///         // Load the data, join, and step through `self.epochs` epochs.
+/// #       Ok(Point(0.0))
+///     }
+/// }
+/// # fn main() {}
+/// ```
+///
+/// # Arguments
+///
+/// All are optional, each may stand once. `Fairing.toml`, `FAIRING_*` variables and `LaunchOptions` override them.
+///
+/// | argument | default | meaning |
+/// |---|---|---|
+/// | `workers = 2` | 1 | number of workers, at least 1 |
+/// | `ps = 1` | 1 | number of parameter servers, at least 1 in this version |
+/// | `seed = 7` | 0 | seed of the initial parameters, of the data order and of the framework's generator |
+/// | `env = ["HF_HOME"]` | none | names of the variables that the replicas see |
+/// | `data = "data"` | none | the folder behind `worker.data_dir()`, relative to the user's `Cargo.toml` |
+/// | `target = "local"` | `"local"` | where the replicas run; the only one of this version |
+/// | `runs = "runs"` | `target/fairing/runs` | the folder that gets a folder for each run, relative to the user's `Cargo.toml` |
+/// | `worker(cpu = 2, memory = "1Gi")` | the target's choice | what a worker asks for |
+/// | `ps(cpu = "500m", memory = "512Mi")` | the target's choice | what a parameter server asks for |
+///
+/// `workers`, `ps` and `cpu` also take a constant expression of type `u32`, `seed` one of type `u64`
+/// (`workers = WORKERS`, `workers = 1 + 1`); a zero is found when the program is compiled. `cpu` also takes decimals
+/// (`1.5`) and thousandths of a core in quotes (`"500m"`). `memory` takes a decimal unit (`"1k"`, `"1M"`, `"1G"`, `"1T"`) or a
+/// binary one (`"1Ki"`, `"1Mi"`, `"1Gi"`, `"1Ti"`), with or without a `B`.
+///
+/// # Generated items
+///
+/// The struct stays as it is. Beside it, in an anonymous constant that adds no name to the module, are
+///
+/// - `impl fairing_core::DistributedTraining` for it, which gives it its launch methods,
+/// - a registration under `module_path::Type`, by which a replica finds the type,
+/// - for each constant expression a constant that holds its value and an assertion about it.
+///
+/// # Errors
+///
+/// Every mistake is reported in one compilation, each at its own token. An enum, a function, or a struct with generic
+/// parameters is refused: a replica finds a type by its name, and a generic struct is many types. Annotate a concrete
+/// struct that has the generic one as its field.
+#[proc_macro_attribute]
+pub fn distributed_training(args: proc_macro::TokenStream, item: proc_macro::TokenStream) -> proc_macro::TokenStream {
+    expand_or_report(args.into(), item.into()).into()
+}
+
+fn expand_or_report(args: TokenStream, item: TokenStream) -> TokenStream {
+    try_expand(args, item.clone()).unwrap_or_else(|error| {
+        // Keep the item and what others call on it, so that one bad argument yields one error, not ten.
+        let stub = expand::stub(item.clone());
+        let error = error.into_compile_error();
+        quote::quote!(#item #stub #error)
+    })
+}
+
+fn try_expand(args: TokenStream, item: TokenStream) -> syn::Result<TokenStream> {
+    let args: Args = syn::parse2(args)?;
+    let item: syn::Item = syn::parse2(item)?;
+    let job = Job::check(args, item)?;
+    Ok(expand::job(&job))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,7 @@
 //! What can be seen of a run while it goes on; every view, file and report is made from these.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::topology::{Rank, Replica};
@@ -55,6 +57,31 @@ pub enum Exit {
     Signal(i32),
 }
 
+impl fmt::Display for Exit {
+    /// What to put behind a replica's name: `exited with code 3`, `was ended by signal 9 (SIGKILL)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Exit::Code(code) => write!(f, "exited with code {code}"),
+            Exit::Signal(number) => {
+                write!(f, "was ended by signal {number}")?;
+                let name = match number {
+                    1 => "SIGHUP",
+                    2 => "SIGINT",
+                    4 => "SIGILL",
+                    6 => "SIGABRT",
+                    7 => "SIGBUS",
+                    8 => "SIGFPE",
+                    9 => "SIGKILL",
+                    11 => "SIGSEGV",
+                    15 => "SIGTERM",
+                    _ => return Ok(()),
+                };
+                write!(f, " ({name})")
+            }
+        }
+    }
+}
+
 /// Where a worker stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
@@ -81,8 +108,10 @@ pub struct Metric {
     pub epoch: u64,
     /// Round in which it was recorded, from 0.
     pub round: u64,
-    /// Mean over the ranks.
+    /// Mean over the ranks. In JSON a value that is no number is the string `"NaN"`, `"inf"` or `"-inf"`.
+    #[serde(with = "super::float")]
     pub value: f64,
     /// Value per rank; `None` where a rank gave none.
+    #[serde(with = "super::float::options")]
     pub ranks: Vec<Option<f64>>,
 }

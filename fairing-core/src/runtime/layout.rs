@@ -67,6 +67,14 @@ pub enum LayoutError {
         "the model has no trained parameter (every tensor is frozen or state); `require_grad` on what should learn"
     )]
     NothingToTrain,
+    /// Parameters should learn, but the framework records no gradients for them.
+    #[error(
+        "parameter `{path}` is on a device without gradients; create the model on `worker.device()` or on `device.autodiff()`"
+    )]
+    NoAutodiff {
+        /// The first such parameter.
+        path: String,
+    },
     /// A trained or state tensor is not `f32`.
     #[error("parameter `{path}` is `{dtype}`, but only `f32` can be trained; cast it, or freeze it with `no_grad()`")]
     NotF32 {

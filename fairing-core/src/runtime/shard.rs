@@ -7,7 +7,7 @@ use std::ops::Range;
 /// # Panics
 ///
 /// If `index` is not below `count`.
-pub fn shard(len: usize, index: usize, count: usize) -> Range<usize> {
+pub(crate) fn shard(len: usize, index: usize, count: usize) -> Range<usize> {
     assert!(index < count, "server {index} of {count}");
     split(len, index, count)
 }

@@ -1,0 +1,46 @@
+/// What stands in `#[distributed_training(...)]`, as the macro writes it down.
+///
+/// The macro writes `Attribute { workers: Some(2), ..Attribute::NONE }`, so that a key of a later version does not break
+/// what an earlier macro wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[doc(hidden)]
+pub struct Attribute {
+    pub workers: Option<u32>,
+    pub ps: Option<u32>,
+    pub seed: Option<u64>,
+    pub env: Option<&'static [&'static str]>,
+    pub data: Option<&'static str>,
+    pub target: Option<&'static str>,
+    pub runs: Option<&'static str>,
+    pub worker_cpu: Option<AttributeCpu>,
+    pub worker_memory: Option<&'static str>,
+    pub ps_cpu: Option<AttributeCpu>,
+    pub ps_memory: Option<&'static str>,
+}
+
+/// Both spellings of `cpu`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[doc(hidden)]
+pub enum AttributeCpu {
+    /// `cpu = 2`, `cpu = CORES`.
+    Cores(u32),
+    /// `cpu = "500m"`, `cpu = 1.5`.
+    Text(&'static str),
+}
+
+impl Attribute {
+    /// The attribute without any argument.
+    pub const NONE: Self = Self {
+        workers: None,
+        ps: None,
+        seed: None,
+        env: None,
+        data: None,
+        target: None,
+        runs: None,
+        worker_cpu: None,
+        worker_memory: None,
+        ps_cpu: None,
+        ps_memory: None,
+    };
+}

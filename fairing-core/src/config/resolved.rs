@@ -1,0 +1,410 @@
+use std::fmt;
+use std::path::PathBuf;
+
+use super::keys::KEYS;
+use super::raw::{Entry, RawConfig};
+use super::{Attribute, ConfigError, Env, Explanation, LaunchOptions, Origin, Problem, Resources, Row, Surroundings};
+use crate::topology::Topology;
+
+/// What the user wants, checked: past [`Config::resolve`] every value is usable as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Config {
+    /// How many workers and parameter servers, default one of each.
+    pub topology: Topology,
+    /// Seed of the initial parameters, of the data order and of the framework's generator, default 0.
+    pub seed: u64,
+    /// Names of the variables that the replicas see, default none. All valid, none fairing's own, none twice.
+    pub env: Vec<String>,
+    /// The folder behind `worker.data_dir()`, absolute, default none. Whether it exists is not checked.
+    pub data_dir: Option<PathBuf>,
+    /// Where the replicas run, default on this machine.
+    pub target: Target,
+    /// The folder that gets a folder for each run, absolute. Default `fairing/runs` in Cargo's build folder.
+    pub runs: PathBuf,
+    /// What each worker asks for.
+    pub worker: Resources,
+    /// What each parameter server asks for.
+    pub ps: Resources,
+}
+
+/// Where the replicas of a run are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Target {
+    /// Processes on this machine.
+    Local,
+}
+
+/// A configuration and where it comes from. Returned by [`Config::resolve`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolved {
+    /// What is meant.
+    pub config: Config,
+    /// Who set each value.
+    pub explanation: Explanation,
+}
+
+impl Config {
+    /// Joins the layers; a later one wins: defaults, `attribute`, `Fairing.toml`, variables, `options`.
+    ///
+    /// Performs no IO: what it needs of the file system is in `surroundings`.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Invalid`] with every unknown key or variable and every value that cannot be meant, in all layers, also
+    /// where a later layer would win.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use std::collections::BTreeMap;
+    /// use fairing_core::config::{Attribute, Config, LaunchOptions, Surroundings};
+    ///
+    /// let surroundings = Surroundings {
+    ///     current: "/project".into(),
+    ///     manifest: "/project".into(),
+    ///     target: "/project/target".into(),
+    ///     file: Some("workers = 2".into()),
+    /// };
+    /// let env = BTreeMap::from([("FAIRING_WORKERS".to_string(), "4".to_string())]);
+    /// let resolved = Config::resolve(&Attribute::NONE, &surroundings, &env, &LaunchOptions::new())?;
+    /// assert_eq!(resolved.config.topology.worker_count(), 4);
+    /// assert!(resolved.explanation.to_string().starts_with("workers  "));
+    /// # Ok::<(), fairing_core::config::ConfigError>(())
+    /// ```
+    pub fn resolve(
+        attribute: &Attribute,
+        surroundings: &Surroundings,
+        env: &impl Env,
+        options: &LaunchOptions,
+    ) -> Result<Resolved, ConfigError> {
+        let mut raw = RawConfig::default();
+        raw.attribute(attribute);
+        if let Some(text) = &surroundings.file {
+            raw.file(text, &surroundings.manifest);
+        }
+        raw.variables(env);
+        raw.options(options);
+
+        let RawConfig { entries, mut problems } = raw;
+        let mut config = Self::defaults(surroundings);
+        let mut origins = [const { Origin::Default }; KEYS.len()];
+        for Entry { key, written, origin } in entries {
+            let base = match origin {
+                Origin::Attribute | Origin::File { .. } => &surroundings.manifest,
+                _ => &surroundings.current,
+            };
+            match (key.apply)(&mut config, &written, base) {
+                Ok(()) => {
+                    let index = KEYS.iter().position(|other| other.name == key.name);
+                    origins[index.expect("an entry's key is in the table")] = origin;
+                }
+                Err(expected) => {
+                    let found = written.to_string();
+                    problems.push(Problem::Value { origin, key: key.name, found, expected });
+                }
+            }
+        }
+        if !problems.is_empty() {
+            problems.sort_by_key(|problem| layer(problem.origin()));
+            return Err(ConfigError::Invalid { problems });
+        }
+        let rows = KEYS.iter().zip(origins);
+        let rows = rows.map(|(key, origin)| Row { key: key.name, value: (key.show)(&config), origin }).collect();
+        Ok(Resolved { config, explanation: Explanation::new(rows) })
+    }
+
+    fn defaults(surroundings: &Surroundings) -> Self {
+        Self {
+            topology: Topology::new(1, 1),
+            seed: 0,
+            env: Vec::new(),
+            data_dir: None,
+            target: Target::Local,
+            runs: surroundings.target.join("fairing").join("runs"),
+            worker: Resources::default(),
+            ps: Resources::default(),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Local => f.write_str("local"),
+        }
+    }
+}
+
+/// Place of an origin among the layers, and within the file.
+fn layer(origin: &Origin) -> (u8, usize) {
+    match origin {
+        Origin::Default => (0, 0),
+        Origin::Attribute => (1, 0),
+        Origin::File { line, .. } => (2, *line),
+        Origin::Variable(_) => (3, 0),
+        Origin::Options => (4, 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::AttributeCpu;
+    use expect_test::{Expect, expect};
+    use std::collections::BTreeMap;
+
+    /// A full attribute, so that each test shows which layer wins.
+    const ATTRIBUTE: Attribute = Attribute {
+        workers: Some(2),
+        seed: Some(3),
+        env: Some(&["HF_HOME"]),
+        data: Some("data"),
+        worker_cpu: Some(AttributeCpu::Cores(2)),
+        ps_memory: Some("512Mi"),
+        ..Attribute::NONE
+    };
+
+    fn resolve(
+        attribute: &Attribute,
+        file: &str,
+        env: &[(&str, &str)],
+        options: &LaunchOptions,
+    ) -> Result<Resolved, ConfigError> {
+        let surroundings = Surroundings {
+            current: "/here".into(),
+            manifest: "/project".into(),
+            target: "/project/target".into(),
+            file: Some(file.to_owned()),
+        };
+        let env: BTreeMap<String, String> = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        Config::resolve(attribute, &surroundings, &env, options)
+    }
+
+    #[track_caller]
+    fn explained(file: &str, env: &[(&str, &str)], options: &LaunchOptions, expected: Expect) {
+        expected.assert_eq(&resolve(&ATTRIBUTE, file, env, options).unwrap().explanation.to_string());
+    }
+
+    #[track_caller]
+    fn refused(file: &str, env: &[(&str, &str)], options: &LaunchOptions, expected: Expect) {
+        expected.assert_eq(&resolve(&ATTRIBUTE, file, env, options).unwrap_err().to_string());
+    }
+
+    #[test]
+    fn a_run_without_any_setting_has_the_defaults() {
+        let resolved = resolve(&Attribute::NONE, "", &[], &LaunchOptions::new()).unwrap();
+        expect![[r#"
+            workers                  1                             default
+            ps                       1                             default
+            seed                     0                             default
+            env                      -                             default
+            data                     -                             default
+            target                   local                         default
+            runs                     /project/target/fairing/runs  default
+            resources.worker.cpu     -                             default
+            resources.worker.memory  -                             default
+            resources.ps.cpu         -                             default
+            resources.ps.memory      -                             default
+        "#]]
+        .assert_eq(&resolved.explanation.to_string());
+    }
+
+    #[test]
+    fn a_later_layer_wins() {
+        explained(
+            "",
+            &[],
+            &LaunchOptions::new(),
+            expect![[r#"
+            workers                  2                             attribute
+            ps                       1                             default
+            seed                     3                             attribute
+            env                      HF_HOME                       attribute
+            data                     /project/data                 attribute
+            target                   local                         default
+            runs                     /project/target/fairing/runs  default
+            resources.worker.cpu     2                             attribute
+            resources.worker.memory  -                             default
+            resources.ps.cpu         -                             default
+            resources.ps.memory      512Mi                         attribute
+        "#]],
+        );
+        let file = "workers = 3\nseed = 4\ndata = '../shared'\nresources.worker.cpu = '500m'\n[resources.ps]\nmemory = '1GB'\ncpu = 1.5";
+        explained(
+            file,
+            &[],
+            &LaunchOptions::new(),
+            expect![[r#"
+            workers                  3                             /project/Fairing.toml:1
+            ps                       1                             default
+            seed                     4                             /project/Fairing.toml:2
+            env                      HF_HOME                       attribute
+            data                     /project/../shared            /project/Fairing.toml:3
+            target                   local                         default
+            runs                     /project/target/fairing/runs  default
+            resources.worker.cpu     500m                          /project/Fairing.toml:4
+            resources.worker.memory  -                             default
+            resources.ps.cpu         1500m                         /project/Fairing.toml:7
+            resources.ps.memory      1G                            /project/Fairing.toml:6
+        "#]],
+        );
+        let env = [
+            ("FAIRING_WORKERS", "5"),
+            ("FAIRING_DATA", "./sets"),
+            ("FAIRING_ENV", "A, B"),
+            ("FAIRING_WORKER_MEMORY", "2Gi"),
+            ("FAIRING_PLACEMENT_RANK", "0"),
+            ("PATH", "/bin"),
+        ];
+        explained(
+            file,
+            &env,
+            &LaunchOptions::new(),
+            expect![[r#"
+            workers                  5                             FAIRING_WORKERS
+            ps                       1                             default
+            seed                     4                             /project/Fairing.toml:2
+            env                      A,B                           FAIRING_ENV
+            data                     /here/sets                    FAIRING_DATA
+            target                   local                         default
+            runs                     /project/target/fairing/runs  default
+            resources.worker.cpu     500m                          /project/Fairing.toml:4
+            resources.worker.memory  2Gi                           FAIRING_WORKER_MEMORY
+            resources.ps.cpu         1500m                         /project/Fairing.toml:7
+            resources.ps.memory      1G                            /project/Fairing.toml:6
+        "#]],
+        );
+        let options = LaunchOptions::new()
+            .workers(6)
+            .ps(2)
+            .seed(u64::MAX)
+            .env(["C"])
+            .data("sets")
+            .target(Target::Local)
+            .runs("/runs")
+            .worker_resources(Resources { cpu: Some("3".parse().unwrap()), memory: None })
+            .ps_resources(Resources { cpu: None, memory: Some("4Gi".parse().unwrap()) });
+        explained(
+            file,
+            &env,
+            &options,
+            expect![[r#"
+            workers                  6                     LaunchOptions
+            ps                       2                     LaunchOptions
+            seed                     18446744073709551615  LaunchOptions
+            env                      C                     LaunchOptions
+            data                     /here/sets            LaunchOptions
+            target                   local                 LaunchOptions
+            runs                     /runs                 LaunchOptions
+            resources.worker.cpu     3                     LaunchOptions
+            resources.worker.memory  2Gi                   FAIRING_WORKER_MEMORY
+            resources.ps.cpu         1500m                 /project/Fairing.toml:7
+            resources.ps.memory      4Gi                   LaunchOptions
+        "#]],
+        );
+    }
+
+    #[test]
+    fn what_is_explained_is_what_is_meant() {
+        let Resolved { config, explanation } = resolve(&ATTRIBUTE, "", &[], &LaunchOptions::new()).unwrap();
+        assert_eq!(config.topology, Topology::new(2, 1));
+        assert_eq!((config.seed, config.env), (3, vec!["HF_HOME".to_owned()]));
+        assert_eq!(config.data_dir, Some("/project/data".into()));
+        assert_eq!(config.runs, PathBuf::from("/project/target/fairing/runs"));
+        assert_eq!(config.worker, Resources { cpu: Some("2".parse().unwrap()), memory: None });
+        assert_eq!(config.ps, Resources { cpu: None, memory: Some("512Mi".parse().unwrap()) });
+        assert_eq!(explanation.origin("workers"), Some(&Origin::Attribute));
+        assert_eq!(explanation.origin("nothing"), None);
+    }
+
+    #[test]
+    fn every_problem_of_every_layer_is_listed_at_once() {
+        let file =
+            "workers = 'two'\nwrokers = 2\nps = 0\n[worker]\ncpu = 2\n[resources.ps]\nmemory = '1Gbb'\nmemroy = 1\n";
+        let env = [("FAIRING_WORKER", "2"), ("FAIRING_SEED", "-1"), ("FAIRING_TARGET", "docker"), ("FAIRING_X", "")];
+        let options = LaunchOptions::new().ps(0).env(["A=1"]).runs("");
+        refused(
+            file,
+            &env,
+            &options,
+            expect![[r#"
+                invalid configuration, 13 problems:
+                  /project/Fairing.toml:1: `workers` is "two"; expected a whole number from 1
+                  /project/Fairing.toml:2: unknown key `wrokers`; did you mean `workers`?
+                  /project/Fairing.toml:3: `ps` is 0; expected at least 1 (`ps = 0`, workers that host the parameters, comes with a later version)
+                  /project/Fairing.toml:4: unknown key `worker`; did you mean `resources.worker`?
+                  /project/Fairing.toml:7: `resources.ps.memory` is "1Gbb"; expected a size such as "512Mi" or "2GB"; did you mean "1GB"?
+                  /project/Fairing.toml:8: unknown key `resources.ps.memroy`; did you mean `resources.ps.memory`?
+                  unknown variable `FAIRING_WORKER`; did you mean `FAIRING_WORKERS`?
+                  unknown variable `FAIRING_X`
+                  FAIRING_SEED: `seed` is "-1"; expected a whole number from 0
+                  FAIRING_TARGET: `target` is "docker"; expected "local" (`docker` comes with a later version)
+                  LaunchOptions: `ps` is 0; expected at least 1 (`ps = 0`, workers that host the parameters, comes with a later version)
+                  LaunchOptions: `env` is ["A=1"]; expected for "A=1" the name alone, "A"; the value is that of the launcher
+                  LaunchOptions: `runs` is ""; expected the path of a folder"#]],
+        );
+    }
+
+    #[test]
+    fn one_problem_is_one_line() {
+        let files = [
+            "workers = 0",
+            "workers = '2'",
+            "workers = 4294967296",
+            "seed = 1.5",
+            "seed = 99999999999999999999999999999999999999999",
+            "ps = { cpu = 2 }",
+            "env = 'A'",
+            "env = ['A', 2]",
+            "env = ['A', 'A']",
+            "data = true",
+            "target = 'kubernetes'",
+            "resources.worker.memory = 1024",
+            "resources.worker = 2",
+            "resources = 2",
+            "seed 3",
+            "seed = 3\nseed = 3",
+        ];
+        let variables = [("FAIRING_ENV", "A,FAIRING_SEED"), ("FAIRING_WORKERS", ""), ("FAIRING_PS_CPU", "0")];
+        let files = files.map(|file| (file, None)).into_iter();
+        let cases = files.chain(variables.map(|variable| ("", Some(variable))));
+        let message = |(file, variable): (&str, Option<_>)| {
+            let error = resolve(&Attribute::NONE, file, variable.as_slice(), &LaunchOptions::new()).unwrap_err();
+            error.to_string().replace("invalid configuration: ", "") + "\n"
+        };
+        expect![[r#"
+            /project/Fairing.toml:1: `workers` is 0; expected a whole number from 1
+            /project/Fairing.toml:1: `workers` is "2"; expected the number 2 without quotes
+            /project/Fairing.toml:1: `workers` is 4294967296; expected a smaller number
+            /project/Fairing.toml:1: `seed` is 1.5; expected a whole number from 0
+            /project/Fairing.toml:1: `seed` is a number out of range; expected a whole number from 0
+            /project/Fairing.toml:1: `ps` is a table; expected a whole number from 1 (resources go into `[resources.ps]`)
+            /project/Fairing.toml:1: `env` is "A"; expected a list of names, such as ["HF_HOME"]
+            /project/Fairing.toml:1: `env` is ["A", 2]; expected a list of names, such as ["HF_HOME"]
+            /project/Fairing.toml:1: `env` is ["A", "A"]; expected "A" once
+            /project/Fairing.toml:1: `data` is `true`; expected the path of a folder
+            /project/Fairing.toml:1: `target` is "kubernetes"; expected "local" (`kubernetes` comes with a later version)
+            /project/Fairing.toml:1: `resources.worker.memory` is 1024; expected a size such as "512Mi" or "2GB" (a unit is missing)
+            /project/Fairing.toml:1: `resources.worker` is 2; expected a table
+            /project/Fairing.toml:1: `resources` is 2; expected a table
+            /project/Fairing.toml:1: key with no value, expected `=`
+            /project/Fairing.toml:2: duplicate key
+            FAIRING_ENV: `env` is "A,FAIRING_SEED"; expected for "FAIRING_SEED" a variable of your own (those that start with `FAIRING_` are fairing's)
+            FAIRING_WORKERS: `workers` is ""; expected a whole number from 1
+            FAIRING_PS_CPU: `resources.ps.cpu` is "0"; expected a number of cores such as 2, "1.5" or "500m"
+        "#]].assert_eq(&cases.map(message).collect::<String>());
+    }
+
+    #[test]
+    fn the_examples_of_the_documentation_are_accepted() {
+        let rows = include_str!("mod.rs").lines().filter(|line| line.starts_with("//! | `"));
+        for row in rows {
+            let example = row.split('|').map(str::trim).nth(5).unwrap().trim_matches('`');
+            let resolved = resolve(&Attribute::NONE, example, &[], &LaunchOptions::new()).unwrap();
+            let (key, _) = example.split_once(" = ").unwrap();
+            assert!(matches!(resolved.explanation.origin(key), Some(Origin::File { line: 1, .. })), "{example}");
+        }
+    }
+}

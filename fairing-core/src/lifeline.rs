@@ -1,0 +1,361 @@
+//! What ties a replica to its launcher, from before `main` on.
+//!
+//! The launcher gives each replica a pipe as standard input, writes the payload into it and then keeps the write end
+//! open for as long as it lives. A constructor that runs before `main` moves the pipe out of the program's sight and
+//! starts a thread that reads the payload and then waits for end of file, which comes when the launcher is gone,
+//! however it died. Then the replica ends with its whole process group, also while it is still in its `main`.
+//!
+//! A parent-death signal would not do: it follows the thread that spawned the replica, not the launcher's process.
+//! The other end of the pipe is in [`crate::launch`].
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::process::Signal;
+
+use crate::config::ProcessEnv;
+use crate::exit::ExitCode;
+use crate::topology::{Address, Placement};
+
+/// Time from a replica's start to its first `launch()`. A `main` that parses arguments takes milliseconds; one that
+/// takes this long does work that only the launcher's process should do.
+pub const LAUNCH_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Largest payload. It holds the annotated value, not data or parameters, so more than this is a mistake such as a data
+/// set in a field; the bound keeps a wrong length from becoming an allocation.
+pub const MAX_PAYLOAD_BYTES: u64 = 512 << 20;
+
+/// How the name of a run's private folder begins; a replica whose launcher died removes nothing else.
+pub(crate) const PRIVATE_FOLDER_PREFIX: &str = "fairing-";
+
+/// Lowest descriptor that the pipe is moved to, out of the way of programs that expect inherited ones from 3 on.
+const LOWEST_DESCRIPTOR: i32 = 10;
+
+/// Bytes taken from the pipe at once: what a Linux pipe holds.
+const READ_BYTES: usize = 64 << 10;
+
+static START_DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+static ATTACHED: AtomicBool = AtomicBool::new(false);
+static REACHED_LAUNCH: AtomicBool = AtomicBool::new(false);
+static PAYLOAD: Mutex<Payload> = Mutex::new(Payload::Pending);
+static PAYLOAD_CHANGED: Condvar = Condvar::new();
+
+/// Failure to get what the launcher sent. Returned by [`payload`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LifelineError {
+    /// This process has no launcher at the other end of its standard input.
+    #[error("no launcher is attached to this process (a replica is started by fairing's launcher, not by hand)")]
+    NotAttached,
+    /// The launcher is alive but its payload did not arrive.
+    #[error("the launcher's payload did not arrive within {} s", waited.as_secs_f64())]
+    TimedOut {
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// The launcher announced more than [`MAX_PAYLOAD_BYTES`].
+    #[error("the launcher announced a payload of {size_bytes} bytes ({MAX_PAYLOAD_BYTES} at most)")]
+    TooLarge {
+        /// What it announced.
+        size_bytes: u64,
+    },
+    /// The payload was handed out before.
+    #[error("the launcher's payload was taken before")]
+    Taken,
+}
+
+/// The working directory at process start, before `main` could change it; `.` if the system could not tell.
+pub fn start_directory() -> &'static Path {
+    START_DIRECTORY.get_or_init(current_directory)
+}
+
+/// Whether a launcher holds the other end of this process's lifeline.
+///
+/// Placement variables alone do not make a replica: its own children inherit them.
+pub fn is_attached() -> bool {
+    ATTACHED.load(Ordering::Acquire)
+}
+
+/// Tells the watchdog that this replica reached `launch()`; without it the replica ends [`LAUNCH_DEADLINE`] after its
+/// start, with [`ExitCode::NeverLaunched`].
+pub fn reached_launch() {
+    REACHED_LAUNCH.store(true, Ordering::Release);
+}
+
+/// What the launcher sent; the first call gets it.
+///
+/// Blocks until it is complete, at most `timeout`.
+///
+/// # Errors
+///
+/// - [`LifelineError::NotAttached`] in a process that no launcher started.
+/// - [`LifelineError::TimedOut`] if the payload is not complete in time; the call may be repeated.
+/// - [`LifelineError::TooLarge`] if more than [`MAX_PAYLOAD_BYTES`] were announced.
+/// - [`LifelineError::Taken`] from the second call on.
+pub fn payload(timeout: Duration) -> Result<Vec<u8>, LifelineError> {
+    if !is_attached() {
+        return Err(LifelineError::NotAttached);
+    }
+    let pending = |payload: &mut Payload| matches!(payload, Payload::Pending);
+    let (mut payload, _) =
+        PAYLOAD_CHANGED.wait_timeout_while(lock_payload(), timeout, pending).unwrap_or_else(PoisonError::into_inner);
+    match std::mem::replace(&mut *payload, Payload::Taken) {
+        Payload::Ready(result) => result,
+        Payload::Taken => Err(LifelineError::Taken),
+        Payload::Pending => {
+            *payload = Payload::Pending;
+            Err(LifelineError::TimedOut { waited: timeout })
+        }
+    }
+}
+
+enum Payload {
+    Pending,
+    Ready(Result<Vec<u8>, LifelineError>),
+    Taken,
+}
+
+fn lock_payload() -> MutexGuard<'static, Payload> {
+    PAYLOAD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs before `main`, in every process of a program that uses fairing; touches nothing unless it is a replica.
+///
+/// The `unsafe` is the promise to use nothing that needs `main` to have begun: of the standard library only what works
+/// without its runtime's start, namely environment, clock, files, threads and locks.
+#[ctor::ctor(unsafe)]
+fn attach() {
+    START_DIRECTORY.get_or_init(current_directory);
+    if !Placement::is_in(&ProcessEnv) || !leads_its_group() {
+        return;
+    }
+    let Some(pipe) = take_stdin() else { return };
+    // Read here, while no other thread can change the environment.
+    let placement = Placement::from_env(&ProcessEnv).ok();
+    let launch_by = Instant::now() + LAUNCH_DEADLINE;
+    ATTACHED.store(true, Ordering::Release);
+    let watcher = thread::Builder::new().name("fairing-lifeline".into());
+    if let Err(error) = watcher.spawn(move || hold(&pipe, placement.as_ref(), launch_by)) {
+        // Unwatched, the replica could outlive its launcher.
+        complain(&format!("cannot watch the launcher: {error}"));
+        ExitCode::Configuration.exit();
+    }
+}
+
+fn current_directory() -> PathBuf {
+    std::env::current_dir().unwrap_or_else(|_| ".".into())
+}
+
+/// The launcher gives each replica a process group; the replica's children, which inherit its variables, are not leaders.
+fn leads_its_group() -> bool {
+    rustix::process::getpgrp() == rustix::process::getpid()
+}
+
+/// Moves the pipe on standard input to a descriptor that no child inherits and leaves an empty input in its place.
+fn take_stdin() -> Option<OwnedFd> {
+    let stdin = rustix::stdio::stdin();
+    let status = rustix::fs::fstat(stdin).ok()?;
+    if FileType::from_raw_mode(status.st_mode) != FileType::Fifo {
+        return None;
+    }
+    let pipe = rustix::io::fcntl_dupfd_cloexec(stdin, LOWEST_DESCRIPTOR).ok()?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    // A container may lack /dev/null; a pipe without a writer is as empty.
+    let empty = null.or_else(|_| io::pipe().map(|(read_end, _)| read_end.into())).ok()?;
+    rustix::stdio::dup2_stdin(&empty).ok()?;
+    Some(pipe)
+}
+
+fn hold(pipe: &OwnedFd, placement: Option<&Placement>, launch_by: Instant) {
+    let deliver = |result| {
+        *lock_payload() = Payload::Ready(result);
+        PAYLOAD_CHANGED.notify_all();
+    };
+    match watch(pipe, launch_by, &REACHED_LAUNCH, deliver) {
+        End::LauncherGone => {
+            if let Some(placement) = placement {
+                remove_private_folder(placement);
+            }
+            if leads_its_group() {
+                let _ = rustix::process::kill_current_process_group(Signal::KILL);
+            }
+            // Reached only if `main` has left the group that the launcher made.
+            let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::KILL);
+        }
+        End::NeverLaunched => {
+            let name = placement.map_or_else(|| "this replica".to_owned(), |placement| placement.replica.to_string());
+            complain(&format!(
+                "{name} did not reach `launch()` within {} s of its start (`main` runs in every replica: skip what only \
+                 the caller needs where `fairing_core::in_replica()` is true)",
+                LAUNCH_DEADLINE.as_secs()
+            ));
+            ExitCode::NeverLaunched.exit();
+        }
+    }
+}
+
+fn complain(message: &str) {
+    // Nobody is left to tell if standard error is closed.
+    let _ = writeln!(io::stderr(), "fairing: {message}");
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    LauncherGone,
+    NeverLaunched,
+}
+
+/// Delivers the payload, then waits for the launcher's end or for `launch_by` to pass without `reached`.
+fn watch(
+    pipe: impl AsFd,
+    launch_by: Instant,
+    reached: &AtomicBool,
+    deliver: impl FnOnce(Result<Vec<u8>, LifelineError>),
+) -> End {
+    let mut deliver = Some(deliver);
+    let mut received = Vec::new();
+    let mut chunk = vec![0; READ_BYTES];
+    loop {
+        let remaining = (!reached.load(Ordering::Acquire)).then(|| launch_by.saturating_duration_since(Instant::now()));
+        if remaining.is_some_and(|remaining| remaining.is_zero()) {
+            return End::NeverLaunched;
+        }
+        let timeout = remaining.and_then(|remaining| Timespec::try_from(remaining).ok());
+        let mut polled = [PollFd::new(&pipe, PollFlags::IN)];
+        match rustix::event::poll(&mut polled, timeout.as_ref()) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => continue,
+            Ok(_) => {}
+            Err(_) => return End::LauncherGone,
+        }
+        let size = match rustix::io::read(&pipe, &mut chunk[..]) {
+            Ok(0) => return End::LauncherGone,
+            Ok(size) => size,
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(_) => return End::LauncherGone,
+        };
+        // What follows the payload has no meaning yet.
+        if deliver.is_none() {
+            continue;
+        }
+        received.extend_from_slice(&chunk[..size]);
+        if let Some(result) = take_frame(&mut received) {
+            let deliver = deliver.take().expect("a payload is delivered once");
+            deliver(result);
+        }
+    }
+}
+
+/// The length prefix and the bytes in front of a payload, as the launcher writes them.
+pub(crate) fn frame(payload: &[u8]) -> Vec<u8> {
+    let mut framed = Vec::with_capacity(8 + payload.len());
+    framed.extend_from_slice(&(payload.len() as u64).to_le_bytes());
+    framed.extend_from_slice(payload);
+    framed
+}
+
+/// Inverse of [`frame`]; `None` while something is missing.
+fn take_frame(received: &mut Vec<u8>) -> Option<Result<Vec<u8>, LifelineError>> {
+    let prefix = received.first_chunk::<8>()?;
+    let size_bytes = u64::from_le_bytes(*prefix);
+    if size_bytes > MAX_PAYLOAD_BYTES {
+        return Some(Err(LifelineError::TooLarge { size_bytes }));
+    }
+    let end = 8 + size_bytes as usize;
+    if received.len() < end {
+        return None;
+    }
+    let mut payload = std::mem::take(received);
+    payload.truncate(end);
+    payload.drain(..8);
+    Some(Ok(payload))
+}
+
+/// Removes the folder of the run's sockets, which the dead launcher can no longer remove.
+fn remove_private_folder(placement: &Placement) {
+    for address in &placement.servers {
+        let Address::Unix(socket) = address else { continue };
+        if let Some(folder) = socket.parent().filter(|folder| is_private_folder(folder)) {
+            // The other replicas of the run do the same at the same time.
+            let _ = fs::remove_dir_all(folder);
+        }
+    }
+}
+
+fn is_private_folder(folder: &Path) -> bool {
+    let name = folder.file_name().and_then(OsStr::to_str);
+    name.is_some_and(|name| name.starts_with(PRIVATE_FOLDER_PREFIX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lets [`watch`] read `sent`, after which the launcher "dies", and returns what it delivered.
+    fn watched(sent: &[u8]) -> (End, Option<Result<Vec<u8>, LifelineError>>) {
+        let (read_end, mut write_end) = io::pipe().unwrap();
+        let mut delivered = None;
+        let end = thread::scope(|scope| {
+            scope.spawn(move || write_end.write_all(sent).unwrap());
+            let launch_by = Instant::now() + LAUNCH_DEADLINE;
+            watch(&read_end, launch_by, &AtomicBool::new(true), |result| delivered = Some(result))
+        });
+        (end, delivered)
+    }
+
+    #[test]
+    fn payload_arrives_whole_and_end_of_file_ends_the_watch() {
+        for size in [0, 1, READ_BYTES - 8, READ_BYTES, 3 * READ_BYTES + 1] {
+            let payload: Vec<u8> = (0..size).map(|i| i as u8).collect();
+            assert_eq!(watched(&frame(&payload)), (End::LauncherGone, Some(Ok(payload))));
+        }
+    }
+
+    #[test]
+    fn bytes_after_the_payload_are_ignored() {
+        let mut sent = frame(b"value");
+        sent.extend_from_slice(&[7; 100]);
+        assert_eq!(watched(&sent), (End::LauncherGone, Some(Ok(b"value".to_vec()))));
+    }
+
+    #[test]
+    fn launcher_that_dies_in_the_middle_of_the_payload_ends_the_watch() {
+        assert_eq!(watched(&[]), (End::LauncherGone, None));
+        assert_eq!(watched(&frame(b"value")[..10]), (End::LauncherGone, None));
+    }
+
+    #[test]
+    fn absurd_length_is_refused() {
+        let size_bytes = MAX_PAYLOAD_BYTES + 1;
+        let error = LifelineError::TooLarge { size_bytes };
+        assert_eq!(watched(&size_bytes.to_le_bytes()), (End::LauncherGone, Some(Err(error))));
+    }
+
+    #[test]
+    fn replica_that_never_reaches_launch_is_ended() {
+        let (read_end, _write_end) = io::pipe().unwrap();
+        let launch_by = Instant::now() + Duration::from_millis(20);
+        assert_eq!(watch(&read_end, launch_by, &AtomicBool::new(false), |_| ()), End::NeverLaunched);
+    }
+
+    #[test]
+    fn only_a_private_folder_is_removed() {
+        assert!(is_private_folder(Path::new("/tmp/fairing-x1y2z3")));
+        for other in ["/", "/tmp", "/tmp/other", "fairing-x/sub"] {
+            assert!(!is_private_folder(Path::new(other)), "{other}");
+        }
+    }
+
+    #[test]
+    fn process_without_launcher_has_no_payload() {
+        assert_eq!(payload(Duration::ZERO), Err(LifelineError::NotAttached));
+    }
+}

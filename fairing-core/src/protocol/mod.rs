@@ -1,0 +1,11 @@
+//! What replicas and the caller say to each other.
+//!
+//! [`frame`] is the only module that knows bytes; [`message`] holds the control messages; [`connection`] reads and
+//! writes both over a [`transport`]. Every wait is bounded by a constant of [`deadline`].
+
+pub(crate) mod connection;
+pub(crate) mod deadline;
+pub(crate) mod failure;
+pub(crate) mod frame;
+pub(crate) mod message;
+pub(crate) mod transport;

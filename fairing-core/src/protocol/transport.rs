@@ -1,0 +1,311 @@
+//! How bytes travel: in memory (tests, `train_in_memory`) or over Unix sockets (local).
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use super::deadline::TICK;
+use crate::topology::Address;
+
+/// A connected byte stream. Reads and writes that wait longer than [`TICK`] fail with `WouldBlock` or `TimedOut`, so
+/// that the caller can look whether waiting still makes sense.
+pub(crate) trait Stream: Read + Write + Send {
+    /// A second handle to the same stream.
+    fn try_clone(&self) -> io::Result<Box<dyn Stream>>;
+
+    /// Ends both directions; the other end reads end of file.
+    fn shutdown(&self);
+}
+
+/// Where connections arrive.
+pub(crate) trait Listener: Send {
+    /// The next connection, or `None` if there is none within `timeout`.
+    fn accept(&self, timeout: Duration) -> io::Result<Option<Box<dyn Stream>>>;
+}
+
+/// A way to connect replicas.
+pub(crate) trait Transport: Send + Sync {
+    /// Listens at `address`.
+    fn listen(&self, address: &Address) -> io::Result<Box<dyn Listener>>;
+
+    /// Connects to `address` once; nobody listening is an error of kind `NotFound` or `ConnectionRefused`.
+    fn connect(&self, address: &Address) -> io::Result<Box<dyn Stream>>;
+}
+
+/// Connects to `address`, again and again until `deadline`, since the listener may still be starting.
+///
+/// `waiting` is asked between attempts and may give up earlier.
+pub(crate) fn connect_patiently(
+    transport: &dyn Transport,
+    address: &Address,
+    deadline: Instant,
+    waiting: &dyn Fn() -> io::Result<()>,
+) -> io::Result<Box<dyn Stream>> {
+    // Starting takes milliseconds on one machine; a longer pause would be most of the launch time.
+    const FIRST_PAUSE: Duration = Duration::from_millis(1);
+    const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match transport.connect(address) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused if Instant::now() < deadline => {
+                    waiting()?;
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+                _ => return Err(error),
+            },
+        }
+    }
+}
+
+/// Unix sockets in a private folder.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Unix;
+
+fn wrong_address(address: &Address) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, format!("`{address}` is not an address of this transport"))
+}
+
+fn unix_stream(stream: UnixStream) -> io::Result<Box<dyn Stream>> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(TICK))?;
+    stream.set_write_timeout(Some(TICK))?;
+    Ok(Box::new(stream))
+}
+
+impl Transport for Unix {
+    fn listen(&self, address: &Address) -> io::Result<Box<dyn Listener>> {
+        let Address::Unix(path) = address else { return Err(wrong_address(address)) };
+        let listener = UnixListener::bind(path)?;
+        listener.set_nonblocking(true)?;
+        Ok(Box::new(listener))
+    }
+
+    fn connect(&self, address: &Address) -> io::Result<Box<dyn Stream>> {
+        let Address::Unix(path) = address else { return Err(wrong_address(address)) };
+        unix_stream(UnixStream::connect(path)?)
+    }
+}
+
+impl Listener for UnixListener {
+    fn accept(&self, timeout: Duration) -> io::Result<Option<Box<dyn Stream>>> {
+        let timeout = rustix::event::Timespec::try_from(timeout).map_err(io::Error::other)?;
+        let mut ready = [rustix::event::PollFd::new(self, rustix::event::PollFlags::IN)];
+        match rustix::event::poll(&mut ready, Some(&timeout)) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => return Ok(None),
+            Ok(_) => {}
+            Err(error) => return Err(error.into()),
+        }
+        match UnixListener::accept(self) {
+            Ok((stream, _)) => unix_stream(stream).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Stream for UnixStream {
+    fn try_clone(&self) -> io::Result<Box<dyn Stream>> {
+        Ok(Box::new(UnixStream::try_clone(self)?))
+    }
+
+    fn shutdown(&self) {
+        // An error means that the stream is closed already, which is what was asked for.
+        let _ = UnixStream::shutdown(self, std::net::Shutdown::Both);
+    }
+}
+
+/// Streams between threads of this process.
+#[derive(Clone, Default)]
+pub(crate) struct Memory {
+    listeners: Arc<Mutex<HashMap<String, SyncSender<MemoryStream>>>>,
+}
+
+/// Connections that wait to be accepted; a refused connection is tried again.
+const BACKLOG: usize = 64;
+
+/// As much as a socket's buffer holds, so that tests meet the same blocking.
+const PIPE_BYTES: usize = 256 << 10;
+
+impl Transport for Memory {
+    fn listen(&self, address: &Address) -> io::Result<Box<dyn Listener>> {
+        let Address::Memory(name) = address else { return Err(wrong_address(address)) };
+        let (sender, receiver) = sync_channel(BACKLOG);
+        self.listeners.lock().expect("no holder panics").insert(name.clone(), sender);
+        Ok(Box::new(MemoryListener(receiver)))
+    }
+
+    fn connect(&self, address: &Address) -> io::Result<Box<dyn Stream>> {
+        let Address::Memory(name) = address else { return Err(wrong_address(address)) };
+        let listeners = self.listeners.lock().expect("no holder panics");
+        let listener = listeners.get(name).ok_or(io::ErrorKind::NotFound)?;
+        let (near, far) = memory_pair();
+        listener.try_send(far).map_err(|error| match error {
+            TrySendError::Full(_) => io::Error::from(io::ErrorKind::ConnectionRefused),
+            // Nobody will listen here again.
+            TrySendError::Disconnected(_) => io::Error::from(io::ErrorKind::BrokenPipe),
+        })?;
+        Ok(Box::new(near))
+    }
+}
+
+struct MemoryListener(Receiver<MemoryStream>);
+
+impl Listener for MemoryListener {
+    fn accept(&self, timeout: Duration) -> io::Result<Option<Box<dyn Stream>>> {
+        match self.0.recv_timeout(timeout) {
+            Ok(stream) => Ok(Some(Box::new(stream))),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+}
+
+/// One direction of a memory stream.
+#[derive(Default)]
+struct Pipe {
+    state: Mutex<PipeState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct PipeState {
+    bytes: VecDeque<u8>,
+    closed: bool,
+}
+
+impl Pipe {
+    fn close(&self) {
+        self.state.lock().expect("no holder panics").closed = true;
+        self.changed.notify_all();
+    }
+
+    fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let state = self.state.lock().expect("no holder panics");
+        let waits = |state: &mut PipeState| state.bytes.is_empty() && !state.closed;
+        let (mut state, timeout) = self.changed.wait_timeout_while(state, TICK, waits).expect("no holder panics");
+        if timeout.timed_out() && waits(&mut state) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let count = state.bytes.read(buffer)?;
+        self.changed.notify_all();
+        Ok(count)
+    }
+
+    fn write(&self, buffer: &[u8]) -> io::Result<usize> {
+        let state = self.state.lock().expect("no holder panics");
+        let waits = |state: &mut PipeState| state.bytes.len() >= PIPE_BYTES && !state.closed;
+        let (mut state, timeout) = self.changed.wait_timeout_while(state, TICK, waits).expect("no holder panics");
+        if state.closed {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        if timeout.timed_out() && waits(&mut state) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let count = buffer.len().min(PIPE_BYTES - state.bytes.len());
+        state.bytes.extend(&buffer[..count]);
+        self.changed.notify_all();
+        Ok(count)
+    }
+}
+
+/// Both pipes of one end; the last handle of an end closes them, as with a socket.
+struct End {
+    incoming: Arc<Pipe>,
+    outgoing: Arc<Pipe>,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.incoming.close();
+        self.outgoing.close();
+    }
+}
+
+struct MemoryStream(Arc<End>);
+
+fn memory_pair() -> (MemoryStream, MemoryStream) {
+    let (one, other) = (Arc::new(Pipe::default()), Arc::new(Pipe::default()));
+    let near = End { incoming: one.clone(), outgoing: other.clone() };
+    let far = End { incoming: other, outgoing: one };
+    (MemoryStream(Arc::new(near)), MemoryStream(Arc::new(far)))
+}
+
+impl Read for MemoryStream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.incoming.read(buffer)
+    }
+}
+
+impl Write for MemoryStream {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.0.outgoing.write(buffer)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Stream for MemoryStream {
+    fn try_clone(&self) -> io::Result<Box<dyn Stream>> {
+        Ok(Box::new(MemoryStream(self.0.clone())))
+    }
+
+    fn shutdown(&self) {
+        self.0.incoming.close();
+        self.0.outgoing.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn both() -> Vec<(&'static str, Box<dyn Transport>, Address, Option<tempfile::TempDir>)> {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = Address::Unix(folder.path().join("s"));
+        vec![
+            ("memory", Box::new(Memory::default()), Address::Memory("s".into()), None),
+            ("unix", Box::new(Unix), socket, Some(folder)),
+        ]
+    }
+
+    #[test]
+    fn bytes_arrive_in_order_and_the_end_is_seen() {
+        for (name, transport, address, _folder) in both() {
+            assert_eq!(transport.connect(&address).err().unwrap().kind(), io::ErrorKind::NotFound, "{name}");
+            let listener = transport.listen(&address).unwrap();
+            assert!(listener.accept(Duration::ZERO).unwrap().is_none(), "{name}");
+            let mut near = transport.connect(&address).unwrap();
+            let mut far = listener.accept(TICK).unwrap().unwrap();
+            let sent: Vec<u8> = (0..1_000_000u32).map(|i| i as u8).collect();
+            let received = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    near.write_all(&sent).unwrap();
+                    near.shutdown();
+                });
+                let mut received = Vec::new();
+                far.read_to_end(&mut received).unwrap();
+                received
+            });
+            assert!(received == sent, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_silent_peer_costs_one_tick_not_for_ever() {
+        for (name, transport, address, _folder) in both() {
+            let listener = transport.listen(&address).unwrap();
+            let mut near = transport.connect(&address).unwrap();
+            let _far = listener.accept(TICK).unwrap().unwrap();
+            let kind = near.read(&mut [0; 8]).unwrap_err().kind();
+            assert!(matches!(kind, io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut), "{name}: {kind}");
+        }
+    }
+}

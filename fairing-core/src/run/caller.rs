@@ -1,0 +1,75 @@
+//! The caller's side of the protocol: listens to the coordinator and fetches the result.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use crate::protocol::connection::{Connection, ConnectionError, Patience, at_most};
+use crate::protocol::deadline::{HELLO, JOIN, STALL};
+use crate::protocol::frame::Kind;
+use crate::protocol::message::{FromCoordinator, Hello, Purpose, Speaker};
+use crate::protocol::transport::{Transport, connect_patiently};
+use crate::topology::Address;
+
+/// What the coordinator's connection brings.
+pub(super) enum Heard {
+    /// The connection stands; this half is for speaking.
+    Attached(Connection),
+    /// The coordinator said something.
+    Said(FromCoordinator),
+    /// The trained model, after [`FromCoordinator::Complete`].
+    Model(Vec<u8>),
+    /// The connection is over; why is seen elsewhere, from the coordinator's process or from what it said before.
+    Gone,
+}
+
+/// Attaches to a run and calls `hear` with everything until the connection ends or `hear` returns `false`.
+///
+/// `ended` stops the attempt to connect, for example when the coordinator's process has died.
+pub(super) fn listen(
+    transport: &dyn Transport,
+    address: &Address,
+    run: &str,
+    ended: &AtomicBool,
+    mut hear: impl FnMut(Heard) -> bool,
+) {
+    let waiting = || match ended.load(Ordering::Acquire) {
+        false => Ok(()),
+        true => Err(io::Error::other("the run has ended")),
+    };
+    let connected = connect_patiently(transport, address, Instant::now() + JOIN, &waiting)
+        .map_err(ConnectionError::Broken)
+        .and_then(|stream| attach(Connection::new(stream), run));
+    // Between rounds the coordinator may have nothing to say for long; a dead one ends the connection.
+    let patience = |_| waiting().map_err(|error| error.to_string());
+    // Whoever hears `Gone` knows the reason from elsewhere.
+    let _ = connected.and_then(|connection| converse(connection, &patience, &mut hear));
+    hear(Heard::Gone);
+}
+
+fn converse(
+    mut connection: Connection,
+    patience: Patience<'_>,
+    hear: &mut impl FnMut(Heard) -> bool,
+) -> Result<(), ConnectionError> {
+    let writer = connection.try_clone().map_err(ConnectionError::Broken)?;
+    let mut goes_on = hear(Heard::Attached(writer));
+    while goes_on {
+        let message: FromCoordinator = connection.receive(patience)?;
+        let complete = matches!(message, FromCoordinator::Complete { .. });
+        goes_on = hear(Heard::Said(message));
+        if complete {
+            goes_on &= hear(Heard::Model(connection.receive_frame(Kind::Model, &at_most(STALL))?));
+        }
+    }
+    Ok(())
+}
+
+fn attach(mut connection: Connection, run: &str) -> Result<Connection, ConnectionError> {
+    connection.send(&Hello { run: run.to_owned(), speaker: Speaker::Caller, purpose: Purpose::Control })?;
+    match connection.receive(&at_most(HELLO))? {
+        FromCoordinator::Welcome { .. } => Ok(connection),
+        FromCoordinator::Refused { reason } => Err(ConnectionError::Protocol(reason)),
+        other => Err(ConnectionError::Protocol(format!("{other:?} instead of a welcome"))),
+    }
+}

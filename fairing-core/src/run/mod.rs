@@ -1,0 +1,311 @@
+//! From a value to a trained model: the only module that both prepares and launches.
+//!
+//! ```text
+//! start()   configuration → topology → plan → replicas (crate::launch)
+//! watch     replicas' lines and exits, the coordinator's messages, Ctrl-C → view, files, one ending
+//! wait()    ending → Outcome or RunError
+//! replica   in each replica: placement → crate::runtime, never returns to `main`
+//! memory    the same runtime between threads of one process
+//! ```
+
+mod caller;
+mod memory;
+mod outcome;
+mod replica;
+mod signals;
+mod test_binary;
+mod watch;
+
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Instant, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::__private::{Registration, Travels};
+use crate::config::{Config, ConfigError, Env as _, Explanation, LaunchOptions, ProcessEnv, Resolved, Surroundings};
+use crate::exit::ExitCode;
+use crate::launch::{LaunchError, LaunchPlan, Launcher, LocalLauncher, Program};
+use crate::lifeline;
+use crate::observe::events::Exit;
+use crate::observe::metrics::MetricsError;
+use crate::observe::run_folder::{RunFolder, RunFolderError};
+use crate::protocol::failure::Failure;
+use crate::runtime::Model;
+use crate::topology::{Placement, Topology};
+use crate::training::DistributedTraining;
+
+pub(crate) use memory::train_in_memory;
+pub use memory::{TrainError, Trained};
+pub use outcome::{Outcome, OutcomeError};
+pub(crate) use replica::dispatch;
+
+/// Whether this process is a replica that a launcher started, so that `main` can skip what only the caller needs.
+///
+/// In a replica `main` runs up to its first `launch()`, which takes the replica's part and never returns.
+pub fn in_replica() -> bool {
+    lifeline::is_attached()
+}
+
+/// What travels to every replica.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Payload {
+    /// `module_path::Type`, by which the replica finds what to train.
+    pub(crate) name: String,
+    /// The value, as [`Travels::to_bytes`] gives it.
+    pub(crate) value: Vec<u8>,
+}
+
+/// Failure of a run. Returned by `launch()`, `start()` and [`Run::wait`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// The configuration cannot be meant.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The value cannot be sent to the replicas.
+    #[error("the value of `{type_name}` cannot travel to its replicas ({reason})")]
+    Value {
+        /// The annotated type.
+        type_name: String,
+        /// serde's own words.
+        reason: String,
+    },
+    /// Two annotated types have one name, so that a replica could train the wrong one.
+    #[error(
+        "two annotated types are called `{name}` ({first} and {second}); rename one, or move it to a module of its own"
+    )]
+    AmbiguousType {
+        /// `module_path::Type`.
+        name: &'static str,
+        /// Where the first attribute stands.
+        first: String,
+        /// Where the second attribute stands.
+        second: String,
+    },
+    /// The data folder does not exist.
+    #[error("the data folder `{}` is no folder (`data` in the attribute or Fairing.toml is meant from the folder of \
+             Cargo.toml, FAIRING_DATA from the current one)", path.display())]
+    DataFolder {
+        /// What was configured.
+        path: PathBuf,
+    },
+    /// The launch happens in a test, and it cannot be told in which.
+    #[error(
+        "`launch()` in a test needs the test's own thread, named after it (call it directly in the `#[test]` function, \
+             without `--test-threads=1`), or use `train_in_memory`, which starts no process"
+    )]
+    UnknownTest,
+    /// The run's folder or a file in it cannot be written.
+    #[error(transparent)]
+    Folder(#[from] RunFolderError),
+    /// The metrics cannot be written or read back.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    /// The replicas could not be started.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// A replica failed; what the others said of it is folded under this.
+    #[error("{}", watch::describe_failure(failure, exit.as_ref(), last_lines, logs))]
+    Failed {
+        /// The cause.
+        failure: Failure,
+        /// How the replica that caused it ended, if it did.
+        exit: Option<Exit>,
+        /// The last lines that it wrote.
+        last_lines: Vec<String>,
+        /// The folder of the replicas' logs.
+        logs: PathBuf,
+    },
+    /// The caller ended the run before there was a result: a second Ctrl-C, or one before training began.
+    #[error("stopped before there was a result")]
+    Killed,
+    /// The watching thread panicked: a fault of fairing's.
+    #[error("fairing itself failed while watching the run: {0}")]
+    Watcher(String),
+}
+
+impl RunError {
+    /// The exit status that tells this error to a shell.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            RunError::Killed => ExitCode::Stopped.code(),
+            _ => 1,
+        }
+    }
+}
+
+/// A run that has been started. Dropping it ends all its replicas.
+///
+/// Made by [`DistributedTraining::start`].
+pub struct Run {
+    name: String,
+    folder: RunFolder,
+    messages: SyncSender<watch::Message>,
+    watcher: Option<JoinHandle<Result<Outcome, RunError>>>,
+}
+
+impl Run {
+    /// Name of the run.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The folder with the run's logs, metrics, model and summary.
+    pub fn folder(&self) -> &std::path::Path {
+        self.folder.path()
+    }
+
+    /// Asks the run to stop: the round in progress is finished, `train` evaluates and returns, the model is saved.
+    pub fn stop(&self) {
+        // A run that has ended needs no stop.
+        let _ = self.messages.send(watch::Message::Stop);
+    }
+
+    /// Waits for the end of the run; nothing of it is left running afterwards.
+    ///
+    /// # Errors
+    ///
+    /// [`RunError::Failed`] with the cause, [`RunError::Killed`], or what kept the result from being saved.
+    pub fn wait(mut self) -> Result<Outcome, RunError> {
+        let watcher = self.watcher.take().expect("only `wait` and `drop` take it");
+        watcher.join().unwrap_or_else(|panic| Err(RunError::Watcher(panic_text(panic.as_ref()))))
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        if let Some(watcher) = self.watcher.take() {
+            let _ = self.messages.send(watch::Message::Kill);
+            // Its result has no reader any more.
+            let _ = watcher.join();
+        }
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("a panic without a message").to_owned()
+}
+
+/// The configuration of `T` with all its layers.
+pub(crate) fn resolve<T: DistributedTraining>(options: &LaunchOptions) -> Result<(Resolved, Surroundings), RunError> {
+    let surroundings = Surroundings::read(&ProcessEnv)?;
+    let resolved = Config::resolve(&T::ATTRIBUTE, &surroundings, &ProcessEnv, options)?;
+    Ok((resolved, surroundings))
+}
+
+pub(crate) fn explain<T: DistributedTraining>(options: &LaunchOptions) -> Result<Explanation, RunError> {
+    Ok(resolve::<T>(options)?.0.explanation)
+}
+
+/// Ends with the outcome of a run as `launch()` means it: a stopped run has its result saved and shown, and then the
+/// process ends with 130, since success is 0 and nothing else is.
+pub(crate) fn launch<T: DistributedTraining>(value: &T, options: &LaunchOptions) -> Result<Outcome, RunError> {
+    match start(value, options)?.wait() {
+        Ok(outcome) if outcome.is_stopped() => ExitCode::Stopped.exit(),
+        Err(RunError::Killed) => ExitCode::Stopped.exit(),
+        result => result,
+    }
+}
+
+pub(crate) fn start<T: DistributedTraining>(value: &T, options: &LaunchOptions) -> Result<Run, RunError> {
+    if in_replica() {
+        replica::take_part();
+    }
+    let started = (Instant::now(), SystemTime::now());
+    let (Resolved { config, .. }, surroundings) = resolve::<T>(options)?;
+    find_registration(T::NAME)?;
+    let arguments = test_binary::arguments()?;
+    let payload = payload(value)?;
+    if let Some(path) = config.data_dir.clone().filter(|path| !path.is_dir()) {
+        return Err(RunError::DataFolder { path });
+    }
+    let type_name = short_name(T::NAME);
+    let folder = RunFolder::create(&config.runs, type_name, started.1)?;
+    let name = folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+
+    let launcher = LocalLauncher::new()?;
+    let plan = LaunchPlan {
+        run: name.clone(),
+        placements: placements(&name, &config, launcher.addresses(&config.topology)),
+        program: Program { arguments, ..Program::running() },
+        variables: forwarded(&config),
+        payload,
+    };
+    let (messages, received) = sync_channel(watch::QUEUE);
+    let watch = watch::Watch {
+        plan,
+        launcher: Box::new(launcher),
+        folder: folder.clone(),
+        type_name: type_name.to_owned(),
+        hyperparameters: value.to_json(),
+        manifest: surroundings.manifest,
+        seed: config.seed,
+        extension: T::Model::EXTENSION,
+        started,
+        messages: messages.clone(),
+    };
+    let watcher = watch.start(received)?;
+    Ok(Run { name, folder, messages, watcher: Some(watcher) })
+}
+
+/// The part of `module_path::Type` that a person calls it by.
+fn short_name(name: &str) -> &str {
+    name.rsplit("::").next().unwrap_or(name)
+}
+
+fn find_registration(name: &'static str) -> Result<&'static Registration, RunError> {
+    let mut found = inventory::iter::<Registration>().filter(|registration| registration.name == name);
+    let first = found.next().expect("the attribute that gives a type its name also registers it");
+    match found.next() {
+        None => Ok(first),
+        Some(second) => {
+            let place = |registration: &Registration| format!("{}:{}", registration.file, registration.line);
+            // The linker decides the order of registrations; the message should not depend on it.
+            let mut places = [place(first), place(second)];
+            places.sort();
+            let [first, second] = places;
+            Err(RunError::AmbiguousType { name, first, second })
+        }
+    }
+}
+
+fn payload<T: DistributedTraining>(value: &T) -> Result<Vec<u8>, RunError> {
+    let failed = |reason: String| RunError::Value { type_name: short_name(T::NAME).to_owned(), reason };
+    let value = value.to_bytes().map_err(failed)?;
+    // A value that cannot be read back is better known here than from a replica.
+    T::from_bytes(&value).map_err(|error| failed(format!("what was written cannot be read back: {error}")))?;
+    Payload { name: T::NAME.to_owned(), value }.to_bytes().map_err(failed)
+}
+
+fn placements(run: &str, config: &Config, servers: Vec<crate::topology::Address>) -> Vec<Placement> {
+    let placement = |replica| Placement {
+        run: run.to_owned(),
+        replica,
+        topology: config.topology,
+        seed: config.seed,
+        threads: threads(&config.topology, config),
+        servers: servers.clone(),
+        data_dir: config.data_dir.clone(),
+    };
+    config.topology.replicas().map(placement).collect()
+}
+
+/// The machine's cores divided among the workers, or what the worker's `cpu` asks for if that is less.
+fn threads(topology: &Topology, config: &Config) -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = u32::try_from(cores).unwrap_or(u32::MAX) / topology.workers;
+    let asked =
+        config.worker.cpu.map_or(u32::MAX, |cpu| u32::try_from(cpu.millicores().div_ceil(1000)).unwrap_or(u32::MAX));
+    NonZeroU32::new(share.min(asked)).map_or(1, NonZeroU32::get)
+}
+
+/// What of this environment every replica gets.
+fn forwarded(config: &Config) -> Vec<(String, std::ffi::OsString)> {
+    let always = ["RUST_LOG", "RUST_BACKTRACE"].into_iter().map(str::to_owned);
+    let named = always.chain(config.env.iter().cloned());
+    named.filter_map(|name| Some((name.clone(), ProcessEnv.get(&name)?.into()))).collect()
+}

@@ -1,0 +1,110 @@
+//! A replica's way from `launch()` to its exit code.
+
+use std::io::Write;
+use std::process;
+use std::sync::Arc;
+
+use super::{Payload, find_registration};
+use crate::__private::Travels;
+use crate::config::ProcessEnv;
+use crate::exit::ExitCode;
+use crate::lifeline;
+use crate::protocol::deadline::{FAREWELL, LEASE};
+use crate::protocol::failure::{Failure, FailureKind};
+use crate::protocol::transport::Unix;
+use crate::runtime::Model;
+use crate::runtime::replica::{Context, remember_panics, serve, work};
+use crate::runtime::status::RunStatus;
+use crate::topology::{Placement, Role};
+use crate::training::DistributedTraining;
+
+/// Takes this process's part in the run that it was started for, and ends the process.
+pub(super) fn take_part() -> ! {
+    lifeline::reached_launch();
+    let code = match received() {
+        Ok(payload) => match find(&payload.name) {
+            Ok(dispatch) => dispatch(&payload.value),
+            Err(reason) => refuse(&reason),
+        },
+        Err(reason) => refuse(&reason),
+    };
+    // The buffer of standard output is the user's; `exit` runs no destructor.
+    let _ = std::io::stdout().flush();
+    process::exit(i32::from(code.code()))
+}
+
+fn refuse(reason: &str) -> ExitCode {
+    say(reason);
+    ExitCode::Configuration
+}
+
+fn say(text: &str) {
+    // Nobody is left to tell if standard error is closed.
+    let _ = writeln!(std::io::stderr(), "fairing: {text}");
+}
+
+fn received() -> Result<Payload, String> {
+    // The launcher writes the payload before it does anything else.
+    let bytes = lifeline::payload(LEASE).map_err(|error| error.to_string())?;
+    Payload::from_bytes(&bytes).map_err(|error| format!("cannot read what the launcher sent: {error}"))
+}
+
+type Dispatch = fn(&[u8]) -> ExitCode;
+
+fn find(name: &str) -> Result<Dispatch, String> {
+    let known = inventory::iter::<crate::__private::Registration>().find(|registration| registration.name == name);
+    let known = known.ok_or_else(|| format!("this program has no annotated type `{name}`"))?;
+    find_registration(known.name).map(|registration| registration.dispatch).map_err(|error| error.to_string())
+}
+
+/// Trains `T` as the placement in the environment says.
+pub(crate) fn dispatch<T: DistributedTraining>(value: &[u8]) -> ExitCode {
+    let placement = match Placement::from_env(&ProcessEnv) {
+        Ok(placement) => placement,
+        Err(error) => return refuse(&error.to_string()),
+    };
+    let value: T = match T::from_bytes(value) {
+        Ok(value) => value,
+        Err(error) => return refuse(&format!("cannot read the value of `{}`: {error}", T::NAME)),
+    };
+    remember_panics();
+    let replica = placement.replica;
+    let status = Arc::new(RunStatus::default());
+    let context = Context { placement, transport: Arc::new(Unix), status: status.clone() };
+    let ended = match replica.role {
+        Role::Ps => serve(&context),
+        Role::Worker => {
+            // The user's code may compute for long before it looks at the run again; an ended run must not wait for it.
+            status.on_failure(|| {
+                std::thread::spawn(|| {
+                    std::thread::sleep(FAREWELL);
+                    process::exit(i32::from(ExitCode::LostPeer.code()))
+                });
+            });
+            T::Model::seed(context.placement.seed);
+            work(&context, |worker| value.train(worker)).map(drop)
+        }
+    };
+    match ended {
+        Ok(()) => ExitCode::Success,
+        Err(failure) if failure.replica != replica => ExitCode::LostPeer,
+        Err(failure) => {
+            say(&failure.to_string());
+            exit_code(&failure)
+        }
+    }
+}
+
+/// The exit code that tells a replica's own failure.
+fn exit_code(failure: &Failure) -> ExitCode {
+    match failure.kind {
+        FailureKind::User => ExitCode::UserError,
+        FailureKind::Panicked => ExitCode::Panic,
+        FailureKind::NotFinite => ExitCode::NotFinite,
+        FailureKind::Layout => ExitCode::Layout,
+        FailureKind::Configuration => ExitCode::Configuration,
+        FailureKind::NeverLaunched => ExitCode::NeverLaunched,
+        FailureKind::Timeout => ExitCode::Timeout,
+        FailureKind::Lost | FailureKind::Protocol => ExitCode::Protocol,
+    }
+}

@@ -1,0 +1,509 @@
+//! Watches one run to its end: one thread that takes everything that happens, shows and keeps it, and comes to one ending.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::RunError;
+use super::caller::{self, Heard};
+use super::outcome::Outcome;
+use super::signals::Interrupts;
+use crate::config::ProcessEnv;
+use crate::exit::ExitCode;
+use crate::launch::{LaunchPlan, Launched, Launcher, ReplicaEvent};
+use crate::observe::events::{Event, Exit, Progress};
+use crate::observe::git;
+use crate::observe::metrics::{Metrics, MetricsWriter};
+use crate::observe::report::{Files, Host, Phase, Status, Summary, Versions};
+use crate::observe::run_folder::{LogFiles, RunFolder};
+use crate::observe::terminal::{View, terminal};
+use crate::protocol::connection::Connection;
+use crate::protocol::deadline::{FAREWELL, JOIN};
+use crate::protocol::failure::{Failure, FailureKind};
+use crate::protocol::message::{FromCoordinator, ToCoordinator};
+use crate::protocol::transport::Unix;
+use crate::topology::{Rank, Replica, Topology};
+
+/// Messages that may wait for the watcher; a replica that writes faster than the terminal shows waits itself.
+pub(super) const QUEUE: usize = 1024;
+
+/// How often the watcher looks at clocks and signals while nothing happens.
+const TICK: Duration = Duration::from_millis(50);
+
+/// How long replicas have to end after a failure is known, beyond what they take by themselves.
+const GRACE: Duration = FAREWELL.checked_mul(2).expect("ten seconds");
+
+/// What the watcher is told.
+pub(super) enum Message {
+    Replica(ReplicaEvent),
+    Coordinator(Heard),
+    /// Finish the round, evaluate, save.
+    Stop,
+    /// End everything now.
+    Kill,
+}
+
+/// What the watcher needs to begin.
+pub(super) struct Watch {
+    pub(super) plan: LaunchPlan,
+    pub(super) launcher: Box<dyn Launcher>,
+    pub(super) folder: RunFolder,
+    pub(super) type_name: String,
+    pub(super) hyperparameters: serde_json::Value,
+    /// The folder of the user's Cargo.toml.
+    pub(super) manifest: PathBuf,
+    pub(super) seed: u64,
+    pub(super) extension: &'static str,
+    pub(super) started: (Instant, SystemTime),
+    pub(super) messages: SyncSender<Message>,
+}
+
+impl Watch {
+    /// Starts the replicas, and the threads that watch them.
+    pub(super) fn start(self, received: Receiver<Message>) -> Result<JoinHandle<Result<Outcome, RunError>>, RunError> {
+        let topology = self.plan.placements[0].topology;
+        let metrics_file = MetricsWriter::create(self.folder.metrics())?;
+        let mut view = terminal(topology, &ProcessEnv);
+        if let Some(advice) = unoptimised() {
+            view.show(&Event::Warning(advice), Instant::now());
+        }
+        view.say(&format!("{} with {topology}, seed {}", self.type_name, self.seed));
+        let interrupts = Interrupts::count();
+        let (replica_events, from_replicas) = sync_channel(QUEUE);
+        let launched = self.launcher.launch(&self.plan, replica_events)?;
+        let messages = self.messages.clone();
+        std::thread::spawn(move || {
+            for event in from_replicas {
+                if messages.send(Message::Replica(event)).is_err() {
+                    return;
+                }
+            }
+        });
+        let ended = Arc::new(AtomicBool::new(false));
+        let (messages, caller_ended) = (self.messages, ended.clone());
+        let (run, address) = (self.plan.run.clone(), self.plan.placements[0].servers[0].clone());
+        std::thread::spawn(move || {
+            caller::listen(&Unix, &address, &run, &caller_ended, |heard| {
+                messages.send(Message::Coordinator(heard)).is_ok()
+            });
+        });
+        let now = Instant::now();
+        let watcher = Watcher {
+            topology,
+            launched,
+            view,
+            logs: LogFiles::new(&self.folder),
+            metrics_file: Some(metrics_file),
+            metrics: Metrics::default(),
+            folder: self.folder,
+            plan: self.plan,
+            type_name: self.type_name,
+            hyperparameters: self.hyperparameters,
+            manifest: self.manifest,
+            seed: self.seed,
+            extension: self.extension,
+            started: self.started,
+            spawned: now,
+            interrupts,
+            interrupts_seen: 0,
+            stopping: false,
+            killed: false,
+            ended,
+            coordinator: None,
+            joined: BTreeSet::new(),
+            progress: BTreeMap::new(),
+            exits: BTreeMap::new(),
+            order_of_exit: Vec::new(),
+            failure: None,
+            complete: None,
+            model: None,
+            trouble: None,
+            deadline: None,
+            all_joined: None,
+            training: None,
+            trained: None,
+        };
+        Ok(std::thread::spawn(move || watcher.run(&received)))
+    }
+}
+
+/// What to say if fairing, and so most probably burn, was compiled without optimisation.
+fn unoptimised() -> Option<String> {
+    (crate::build::OPT_LEVEL == "0").then(|| {
+        "fairing was compiled without optimisation, so training is about ten times slower than it could be. Use \
+         `--release`, or add to the Cargo.toml of your workspace:\n\n    [profile.dev.package.\"*\"]\n    opt-level = 3\n"
+            .to_owned()
+    })
+}
+
+struct Watcher {
+    topology: Topology,
+    plan: LaunchPlan,
+    launched: Box<dyn Launched>,
+    view: Box<dyn View>,
+    logs: LogFiles,
+    metrics_file: Option<MetricsWriter>,
+    metrics: Metrics,
+    folder: RunFolder,
+    type_name: String,
+    hyperparameters: serde_json::Value,
+    manifest: PathBuf,
+    seed: u64,
+    extension: &'static str,
+    started: (Instant, SystemTime),
+    spawned: Instant,
+    interrupts: Interrupts,
+    interrupts_seen: usize,
+    stopping: bool,
+    killed: bool,
+    ended: Arc<AtomicBool>,
+    coordinator: Option<Connection>,
+    joined: BTreeSet<Replica>,
+    progress: BTreeMap<Rank, Progress>,
+    exits: BTreeMap<Replica, Exit>,
+    order_of_exit: Vec<Replica>,
+    failure: Option<Failure>,
+    /// Whether the completed run was stopped.
+    complete: Option<bool>,
+    model: Option<Vec<u8>>,
+    /// What kept a file from being written.
+    trouble: Option<RunError>,
+    /// When the replicas that still run are ended.
+    deadline: Option<Instant>,
+    all_joined: Option<Instant>,
+    training: Option<Instant>,
+    trained: Option<Instant>,
+}
+
+impl Watcher {
+    fn run(mut self, received: &Receiver<Message>) -> Result<Outcome, RunError> {
+        while self.exits.len() < self.plan.placements.len() {
+            match received.recv_timeout(TICK) {
+                Ok(message) => self.take(message),
+                Err(RecvTimeoutError::Timeout) => self.view.tick(Instant::now()),
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            self.look_at_clocks();
+        }
+        // What the coordinator said before its process ended may still be in the queue.
+        while self.complete.is_none() || self.model.is_none() {
+            match received.recv_timeout(TICK) {
+                Ok(message) => self.take(message),
+                Err(_) => break,
+            }
+        }
+        self.ended.store(true, Ordering::Release);
+        self.launched.end();
+        self.finish()
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Replica(ReplicaEvent::Line { replica, stream, text }) => {
+                let logged = self.logs.append(replica, &text);
+                self.keep(logged.map_err(RunError::from));
+                self.show(&Event::Line { replica, stream, text });
+            }
+            Message::Replica(ReplicaEvent::Exited { replica, exit }) => self.exited(replica, exit),
+            Message::Coordinator(Heard::Attached(connection)) => {
+                self.coordinator = Some(connection);
+                if self.stopping {
+                    self.tell_coordinator(&ToCoordinator::Stop);
+                }
+            }
+            Message::Coordinator(Heard::Said(message)) => self.hear(message),
+            Message::Coordinator(Heard::Model(bytes)) => {
+                let extension = self.extension;
+                let written = self.folder.write_model(extension, &bytes);
+                self.keep(written.map(drop).map_err(RunError::from));
+                self.model = Some(bytes);
+                self.tell_coordinator(&ToCoordinator::Acknowledged);
+                self.end_by(Instant::now() + GRACE);
+            }
+            Message::Coordinator(Heard::Gone) => self.coordinator = None,
+            Message::Stop => self.stop(),
+            Message::Kill => self.kill(),
+        }
+    }
+
+    fn show(&mut self, event: &Event) {
+        self.view.show(event, Instant::now());
+    }
+
+    /// Keeps the first thing that could not be written; the run itself goes on.
+    fn keep(&mut self, result: Result<(), RunError>) {
+        if let Err(error) = result
+            && self.trouble.is_none()
+        {
+            self.show(&Event::Warning(chain(&error)));
+            self.trouble = Some(error);
+        }
+    }
+
+    fn tell_coordinator(&mut self, message: &ToCoordinator) {
+        if let Some(coordinator) = &mut self.coordinator
+            && coordinator.send(message).is_err()
+        {
+            self.coordinator = None;
+        }
+    }
+
+    fn exited(&mut self, replica: Replica, exit: Exit) {
+        self.exits.insert(replica, exit);
+        self.order_of_exit.push(replica);
+        self.show(&Event::Exited { replica, exit });
+        if replica == self.topology.coordinator() {
+            self.ended.store(true, Ordering::Release);
+        }
+        if self.complete.is_some() || self.killed {
+            return;
+        }
+        // The coordinator sees at once that a known replica is gone and says why; of one that it never met it cannot know.
+        let known = self.joined.contains(&replica) && self.coordinator.is_some();
+        self.end_by(Instant::now() + if known { GRACE } else { Duration::ZERO });
+    }
+
+    fn end_by(&mut self, deadline: Instant) {
+        self.deadline = Some(self.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
+    }
+
+    fn hear(&mut self, message: FromCoordinator) {
+        match message {
+            FromCoordinator::Joined(replica) => {
+                self.joined.insert(replica);
+                if self.joined.len() == self.plan.placements.len() {
+                    self.all_joined = Some(Instant::now());
+                }
+                self.show(&Event::Joined(replica));
+            }
+            FromCoordinator::Training => self.training = Some(Instant::now()),
+            FromCoordinator::Progress(progress) => {
+                self.trained = Some(Instant::now());
+                self.progress.insert(progress.rank, progress);
+                self.show(&Event::Progress(progress));
+            }
+            FromCoordinator::Metric(metric) => {
+                let event = Event::Metric(metric);
+                self.show(&event);
+                let Event::Metric(metric) = event else { unreachable!("made just above") };
+                if let Some(file) = &mut self.metrics_file {
+                    let written = file.write(&metric, Instant::now());
+                    self.keep(written.map_err(RunError::from));
+                }
+                self.metrics.push(metric);
+            }
+            FromCoordinator::RunFailed(failure) => {
+                self.failure.get_or_insert(failure);
+                self.tell_coordinator(&ToCoordinator::Acknowledged);
+                self.end_by(Instant::now() + GRACE);
+            }
+            FromCoordinator::Complete { stopped, .. } => self.complete = Some(stopped),
+            // Meant for replicas.
+            FromCoordinator::Welcome { .. }
+            | FromCoordinator::Refused { .. }
+            | FromCoordinator::Gathered { .. }
+            | FromCoordinator::Released => {}
+        }
+    }
+
+    fn stop(&mut self) {
+        if self.stopping || self.complete.is_some() {
+            return;
+        }
+        self.stopping = true;
+        self.show(&Event::Stopping);
+        if self.training.is_some() || self.coordinator.is_some() {
+            self.tell_coordinator(&ToCoordinator::Stop);
+        }
+    }
+
+    fn kill(&mut self) {
+        self.killed = true;
+        self.end_by(Instant::now());
+    }
+
+    fn look_at_clocks(&mut self) {
+        let now = Instant::now();
+        let interrupts = self.interrupts.so_far();
+        if interrupts > self.interrupts_seen {
+            // Before training there is nothing to save, so the first already ends everything.
+            match interrupts >= 2 || self.training.is_none() {
+                true => self.kill(),
+                false => self.stop(),
+            }
+            self.interrupts_seen = interrupts;
+        }
+        if let Some(file) = &mut self.metrics_file {
+            let written = file.tick(now);
+            self.keep(written.map_err(RunError::from));
+        }
+        if self.joined.is_empty() && self.spawned.elapsed() > JOIN + GRACE {
+            self.end_by(now);
+        }
+        if self.deadline.is_some_and(|deadline| deadline <= now) {
+            self.deadline = None;
+            for placement in &self.plan.placements {
+                if !self.exits.contains_key(&placement.replica) {
+                    self.launched.kill(placement.replica);
+                }
+            }
+        }
+    }
+
+    /// The cause of a run that did not complete.
+    fn cause(&self) -> Failure {
+        if let Some(failure) = &self.failure {
+            return failure.clone();
+        }
+        let is_cause = |replica: &&Replica| match self.exits[*replica] {
+            Exit::Code(code) => ExitCode::from_code(code).is_none_or(|code| !code.is_echo()),
+            Exit::Signal(_) => true,
+        };
+        // Ours are the last to be ended, so the first exit that is no echo is the cause.
+        let replica = self.order_of_exit.iter().find(is_cause).or(self.order_of_exit.first()).copied();
+        let replica = replica.unwrap_or(self.topology.coordinator());
+        let known = |code| match code {
+            ExitCode::UserError => FailureKind::User,
+            ExitCode::Layout => FailureKind::Layout,
+            ExitCode::Configuration => FailureKind::Configuration,
+            ExitCode::NeverLaunched => FailureKind::NeverLaunched,
+            ExitCode::NotFinite => FailureKind::NotFinite,
+            ExitCode::Protocol => FailureKind::Protocol,
+            ExitCode::Timeout => FailureKind::Timeout,
+            ExitCode::Panic => FailureKind::Panicked,
+            ExitCode::Success | ExitCode::LostPeer | ExitCode::Stopped | ExitCode::Leaving => FailureKind::Lost,
+        };
+        let joined = self.joined.contains(&replica);
+        let (kind, message) = match self.exits.get(&replica) {
+            Some(Exit::Signal(_)) | None => (FailureKind::Lost, String::new()),
+            Some(Exit::Code(code)) if joined => {
+                (ExitCode::from_code(*code).map_or(FailureKind::Lost, known), String::new())
+            }
+            Some(Exit::Code(code)) => match ExitCode::from_code(*code) {
+                Some(code @ (ExitCode::Configuration | ExitCode::Layout)) => (known(code), String::new()),
+                _ => (
+                    FailureKind::NeverLaunched,
+                    "every replica runs `main` up to its first `launch()` (skip what only the caller needs where \
+                     `fairing_core::in_replica()` is true)"
+                        .to_owned(),
+                ),
+            },
+        };
+        Failure { replica, kind, message, round: None }
+    }
+
+    fn finish(mut self) -> Result<Outcome, RunError> {
+        let now = Instant::now();
+        if let Some(file) = self.metrics_file.take() {
+            let written = file.finish();
+            self.keep(written.map_err(RunError::from));
+        }
+        self.view.finish(now);
+        let complete = self.complete.filter(|_| self.model.is_some() && !self.killed);
+        let error = match complete {
+            Some(_) => self.trouble.take(),
+            None if self.killed => Some(RunError::Killed),
+            None => {
+                let failure = self.cause();
+                Some(RunError::Failed {
+                    exit: self.exits.get(&failure.replica).copied(),
+                    last_lines: self.launched.last_lines(failure.replica),
+                    logs: self.folder.log(failure.replica),
+                    failure,
+                })
+            }
+        };
+        let status = match (&error, complete) {
+            (Some(error), _) => Status::Failed { cause: error.to_string() },
+            (None, Some(true)) => Status::Stopped,
+            (None, _) => Status::Succeeded,
+        };
+        let summary = self.summary(status, now);
+        let written = self.folder.write_summary(&summary);
+        match error {
+            Some(error) => Err(error),
+            None => {
+                written?;
+                let current = std::env::current_dir().unwrap_or_default();
+                self.view.say(&summary.text(self.folder.path(), &current));
+                Ok(Outcome::new(self.folder, self.extension, self.metrics, summary))
+            }
+        }
+    }
+
+    fn summary(&self, status: Status, now: Instant) -> Summary {
+        let examples: u64 = self.progress.values().map(|progress| progress.examples).sum();
+        let phases = self.phases(now);
+        let train = phases.iter().find(|phase| phase.name == "train").map(|phase| phase.seconds);
+        Summary {
+            run: self.plan.run.clone(),
+            type_name: self.type_name.clone(),
+            status,
+            topology: self.topology,
+            seed: self.seed,
+            hyperparameters: self.hyperparameters.clone(),
+            started: self.started.1,
+            seconds: now.duration_since(self.started.0).as_secs_f64(),
+            phases,
+            examples,
+            examples_per_second: train.filter(|seconds| *seconds > 0.0).map(|seconds| examples as f64 / seconds),
+            metrics: self.metrics.last_values(),
+            versions: Versions { rustc: crate::build::rustc(), burn: crate::build::burn(), ..Versions::default() },
+            opt_level: Some(crate::build::OPT_LEVEL.to_owned()),
+            git: git::commit(&self.manifest, git::GIT_DEADLINE),
+            host: Host::current(),
+            files: Files::list(self.folder.path()),
+        }
+    }
+
+    /// The time from one point of the run to the next that was reached.
+    fn phases(&self, now: Instant) -> Vec<Phase> {
+        let points = [
+            ("start", self.all_joined),
+            ("join", self.training),
+            ("train", self.trained),
+            ("evaluate and save", Some(now)),
+        ];
+        let mut from = self.started.0;
+        let mut phases = Vec::new();
+        for (name, point) in points {
+            let Some(point) = point else { continue };
+            phases.push(Phase { name: name.to_owned(), seconds: point.duration_since(from).as_secs_f64() });
+            from = point;
+        }
+        phases
+    }
+}
+
+/// What a failed run says: the cause, how its replica ended, its last lines, where the rest is.
+pub(super) fn describe_failure(failure: &Failure, exit: Option<&Exit>, last_lines: &[String], log: &Path) -> String {
+    let mut text = failure.to_string().trim_end_matches([' ', ':']).to_owned();
+    match exit {
+        Some(exit @ Exit::Signal(_)) => write!(text, "; it {exit}").expect("a string can be written"),
+        Some(exit @ Exit::Code(_))
+            if failure.kind == FailureKind::Lost || failure.kind == FailureKind::NeverLaunched =>
+        {
+            write!(text, "; it {exit}").expect("a string can be written");
+        }
+        _ => {}
+    }
+    if !last_lines.is_empty() {
+        write!(text, "\n\nlast lines of {}:", failure.replica).expect("a string can be written");
+        for line in last_lines {
+            write!(text, "\n  | {line}").expect("a string can be written");
+        }
+    }
+    write!(text, "\n\nits whole log: {}", log.display()).expect("a string can be written");
+    text
+}
+
+/// An error with everything behind it, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

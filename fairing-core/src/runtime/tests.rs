@@ -1,0 +1,511 @@
+//! The runtime's laws with a model that needs no framework, over every transport.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::layout::{Class, Layout, LayoutError, TensorSpec};
+use super::model::{Gradient, Model};
+use super::optimizer::{Adam, Optimizer, Sgd};
+use super::replica::{Context, serve, work};
+use super::status::RunStatus;
+use super::worker::Worker;
+use crate::protocol::connection::{Connection, at_most};
+use crate::protocol::deadline::HELLO;
+use crate::protocol::failure::{Failure, FailureKind};
+use crate::protocol::message::{FromCoordinator, Hello, Purpose, Speaker, ToCoordinator};
+use crate::protocol::transport::{Memory, Transport, Unix};
+use crate::topology::{Address, Placement, Replica, Role, Topology};
+
+/// Some trained tensors, one frozen and one state tensor.
+#[derive(Debug, Clone, PartialEq)]
+struct Flat {
+    trained: Vec<Vec<f32>>,
+    frozen: Vec<u8>,
+    state: Vec<f32>,
+}
+
+impl Model for Flat {
+    /// Per trained tensor its gradient, or none.
+    type Gradients = Vec<Option<Vec<f32>>>;
+
+    const EXTENSION: &'static str = "flat";
+
+    fn layout(&self) -> Result<Layout, LayoutError> {
+        let tensor = |path: String, len, class| TensorSpec { path, shape: vec![len], dtype: "f32".into(), class };
+        let trained = self.trained.iter().enumerate();
+        let mut tensors: Vec<_> = trained.map(|(i, t)| tensor(format!("t{i}"), t.len(), Class::Trained)).collect();
+        tensors.push(tensor("frozen".into(), self.frozen.len(), Class::Frozen));
+        tensors.push(tensor("state".into(), self.state.len(), Class::State));
+        Layout::new(tensors)
+    }
+
+    fn read_trained(&self, out: &mut [f32]) {
+        out.copy_from_slice(&self.trained.concat());
+    }
+
+    fn write_trained(mut self, mut values: &[f32]) -> Self {
+        for tensor in &mut self.trained {
+            let (head, tail) = values.split_at(tensor.len());
+            tensor.copy_from_slice(head);
+            values = tail;
+        }
+        self
+    }
+
+    fn read_frozen(&self) -> Vec<u8> {
+        self.frozen.clone()
+    }
+
+    fn write_frozen(self, bytes: &[u8]) -> Self {
+        Self { frozen: bytes.to_vec(), ..self }
+    }
+
+    fn read_state(&self, out: &mut [f32]) {
+        out.copy_from_slice(&self.state);
+    }
+
+    fn write_state(self, values: &[f32]) -> Self {
+        Self { state: values.to_vec(), ..self }
+    }
+
+    fn read_gradients(&self, gradients: Self::Gradients, out: &mut [f32], present: &mut [bool]) {
+        let mut start = 0;
+        for ((gradient, tensor), present) in gradients.iter().zip(&self.trained).zip(present) {
+            let out = &mut out[start..start + tensor.len()];
+            *present = gradient.is_some();
+            match gradient {
+                Some(gradient) => out.copy_from_slice(gradient),
+                None => out.fill(0.0),
+            }
+            start += tensor.len();
+        }
+    }
+
+    fn to_bytes(&self) -> Result<Vec<u8>, String> {
+        Ok(bytemuck::cast_slice(&self.trained.concat()).to_vec())
+    }
+
+    fn load(self, _: &Path) -> Result<Self, String> {
+        Err("a test model has no file".into())
+    }
+
+    fn seed(_: u64) {}
+}
+
+impl Flat {
+    fn new(sizes: &[usize], start: f32) -> Self {
+        let trained = sizes.iter().map(|size| (0..*size).map(|i| start + (i % 17) as f32 * 0.01).collect()).collect();
+        Self { trained, frozen: vec![start as u8; 3], state: vec![start; 2] }
+    }
+
+    /// The gradient of the mean of `(parameter - example)^2 / 2` over `examples`; tensor 1 only learns from even ones.
+    fn gradient(&self, examples: &[f32]) -> Vec<Option<Vec<f32>>> {
+        let mean = examples.iter().sum::<f32>() / examples.len() as f32;
+        let gradient = |tensor: &Vec<f32>| Some(tensor.iter().map(|value| value - mean).collect());
+        let mut gradients: Vec<_> = self.trained.iter().map(gradient).collect();
+        if gradients.len() > 1 && examples[0] as i64 % 2 != 0 {
+            gradients[1] = None;
+        }
+        gradients
+    }
+}
+
+/// Ends of all workers and of all servers.
+struct Ends {
+    workers: Vec<Result<Flat, Failure>>,
+    servers: Vec<Result<(), Failure>>,
+    caller: Vec<FromCoordinator>,
+}
+
+type TrainFn<'a> = &'a (dyn Fn(&Worker) -> anyhow::Result<Flat> + Sync);
+
+fn run_over(transport: &Arc<dyn Transport>, servers: &[Address], topology: Topology, train: TrainFn<'_>) -> Ends {
+    run_watched(transport, servers, topology, train, &|_, _| {})
+}
+
+/// Runs a whole topology in threads; `watch` sees what the caller hears and may speak.
+fn run_watched(
+    transport: &Arc<dyn Transport>,
+    servers: &[Address],
+    topology: Topology,
+    train: TrainFn<'_>,
+    watch: &(dyn Fn(&FromCoordinator, &mut Connection) + Sync),
+) -> Ends {
+    let context = |replica| Context {
+        placement: Placement {
+            run: "test".into(),
+            replica,
+            topology,
+            seed: 3,
+            threads: 1,
+            servers: servers.to_vec(),
+            data_dir: None,
+        },
+        transport: transport.clone(),
+        status: Arc::new(RunStatus::default()),
+    };
+    std::thread::scope(|scope| {
+        let mut serving = Vec::new();
+        let mut working = Vec::new();
+        for replica in topology.replicas() {
+            let context = context(replica);
+            match replica.role {
+                Role::Ps => serving.push(scope.spawn(move || serve(&context))),
+                Role::Worker => working.push(scope.spawn(move || work(&context, train))),
+            }
+        }
+        let caller = scope.spawn(|| {
+            let deadline = std::time::Instant::now() + HELLO;
+            let stream =
+                crate::protocol::transport::connect_patiently(transport.as_ref(), &servers[0], deadline, &|| Ok(()));
+            let mut connection = Connection::new(stream.unwrap());
+            let hello = Hello { run: "test".into(), speaker: Speaker::Caller, purpose: Purpose::Control };
+            connection.send(&hello).unwrap();
+            let mut heard = Vec::new();
+            while let Ok(message) = connection.receive::<FromCoordinator>(&at_most(HELLO)) {
+                watch(&message, &mut connection);
+                heard.push(message);
+                match heard.last() {
+                    Some(FromCoordinator::Complete { .. }) => {
+                        connection.receive_frame(crate::protocol::frame::Kind::Model, &at_most(HELLO)).unwrap();
+                        connection.send(&ToCoordinator::Acknowledged).unwrap();
+                        break;
+                    }
+                    Some(FromCoordinator::RunFailed(_)) => {
+                        connection.send(&ToCoordinator::Acknowledged).unwrap();
+                        break;
+                    }
+                    _ => {}
+                }
+            }
+            heard
+        });
+        Ends {
+            workers: working.into_iter().map(|worker| worker.join().unwrap()).collect(),
+            servers: serving.into_iter().map(|server| server.join().unwrap()).collect(),
+            caller: caller.join().unwrap(),
+        }
+    })
+}
+
+fn in_memory(topology: Topology, train: TrainFn<'_>) -> Ends {
+    let servers: Vec<_> = (0..topology.ps.get()).map(|rank| Address::Memory(format!("ps-{rank}"))).collect();
+    let transport: Arc<dyn Transport> = Arc::new(Memory::default());
+    run_over(&transport, &servers, topology, train)
+}
+
+fn over_sockets(topology: Topology, train: TrainFn<'_>) -> Ends {
+    let folder = tempfile::tempdir().unwrap();
+    let servers: Vec<_> =
+        (0..topology.ps.get()).map(|rank| Address::Unix(folder.path().join(format!("{rank}")))).collect();
+    let transport: Arc<dyn Transport> = Arc::new(Unix);
+    run_over(&transport, &servers, topology, train)
+}
+
+impl Ends {
+    /// The model that all workers agree on.
+    fn model(self) -> Flat {
+        for server in self.servers {
+            server.unwrap();
+        }
+        let models: Vec<Flat> = self.workers.into_iter().map(Result::unwrap).collect();
+        assert!(models.iter().all(|model| model == &models[0]), "workers end with different models");
+        models.into_iter().next().unwrap()
+    }
+
+    /// The failure that the caller is told; it has ended every replica.
+    fn failure(self) -> Failure {
+        let told = self.caller.into_iter().find_map(|message| match message {
+            FromCoordinator::RunFailed(failure) => Some(failure),
+            _ => None,
+        });
+        let failure = told.expect("the caller is told");
+        // A replica may have met the failure by another way and put it into other words.
+        assert!(self.workers.iter().all(Result::is_err));
+        assert!(self.servers.iter().all(Result::is_err));
+        failure
+    }
+}
+
+/// Larger than a chunk, so that chunks of several tensors and servers meet.
+const SIZES: [usize; 4] = [70_001, 3, 130_000, 1];
+
+fn train_epochs(optimizer: impl Into<Optimizer> + Clone + Sync) -> impl Fn(&Worker) -> anyhow::Result<Flat> + Sync {
+    move |worker| {
+        let data: Vec<f32> = (0..23).map(|i| i as f32).collect();
+        let mut model = worker.join(Flat::new(&SIZES, worker.rank() as f32), optimizer.clone())?;
+        for epoch in worker.epochs(2) {
+            for batch in epoch.batches(&data, 12 / worker.workers()) {
+                let gradient = model.gradient(&batch);
+                worker.metric("loss", f64::from(batch[0]));
+                model = worker.step(model, Gradient::mean(gradient, batch.len()), 0.1)?;
+            }
+        }
+        Ok(model)
+    }
+}
+
+/// The same by hand: no worker, no server. Every tensor that some rank's part has a gradient for is updated.
+fn by_hand(workers: usize) -> Flat {
+    let mut model = Flat::new(&SIZES, 0.0);
+    let data: Vec<f32> = (0..23).map(|i| i as f32).collect();
+    for epoch in 0..2 {
+        let order = super::data::permutation(3, epoch, data.len());
+        for batch in order.chunks(12) {
+            let parts = (0..workers).map(|rank| super::shard::split(batch.len(), rank, workers));
+            let mut mean: Vec<Option<Vec<f32>>> = vec![None; SIZES.len()];
+            for part in parts.filter(|part| !part.is_empty()) {
+                let examples: Vec<f32> = batch[part.clone()].iter().map(|index| data[*index]).collect();
+                let weight = (part.len() as f64 / batch.len() as f64) as f32;
+                for (mean, gradient) in mean.iter_mut().zip(model.gradient(&examples)) {
+                    let Some(gradient) = gradient else { continue };
+                    let mean = mean.get_or_insert_with(|| vec![0.0; gradient.len()]);
+                    mean.iter_mut().zip(gradient).for_each(|(mean, value)| *mean += weight * value);
+                }
+            }
+            for (tensor, mean) in model.trained.iter_mut().zip(mean) {
+                let Some(mean) = mean else { continue };
+                tensor.iter_mut().zip(mean).for_each(|(value, mean)| *value -= 0.1 * mean);
+            }
+        }
+    }
+    model
+}
+
+#[test]
+fn sync_training_is_the_rank_order_mean_to_the_bit() {
+    for workers in 1..=4 {
+        let trained = in_memory(Topology::new(workers, 1), &train_epochs(Sgd::new())).model();
+        let expected = by_hand(workers as usize);
+        assert!(trained.trained == expected.trained, "{workers} workers");
+        // Everyone has rank 0's frozen parameters.
+        assert_eq!(trained.frozen, [0; 3]);
+    }
+}
+
+#[test]
+fn the_answer_does_not_depend_on_servers_or_transport() {
+    let one = in_memory(Topology::new(3, 1), &train_epochs(Adam::new())).model();
+    for ps in [2, 3, 5] {
+        assert!(in_memory(Topology::new(3, ps), &train_epochs(Adam::new())).model() == one, "{ps} servers");
+    }
+    assert!(over_sockets(Topology::new(3, 2), &train_epochs(Adam::new())).model() == one, "sockets");
+}
+
+#[test]
+fn more_servers_than_parameters_train_all_the_same() {
+    let train = |worker: &Worker| {
+        let mut model = worker.join(Flat::new(&[2], 1.0), Sgd::new())?;
+        for _ in 0..3 {
+            model = worker.step(model, Gradient::mean(vec![Some(vec![1.0, 2.0])], 1), 0.5)?;
+        }
+        Ok(model)
+    };
+    assert_eq!(in_memory(Topology::new(2, 5), &train).model().trained, [[-0.5, 1.01 - 3.0]]);
+}
+
+#[test]
+fn k_pushes_are_exactly_k_updates() {
+    let train = |worker: &Worker| {
+        let mut model = worker.join(Flat::new(&[5], 0.0), Sgd::new())?;
+        for _ in 0..64 {
+            model = worker.step(model, Gradient::sum(vec![Some(vec![4.0; 5])], 4), 0.25)?;
+        }
+        Ok(model)
+    };
+    let model = in_memory(Topology::new(2, 1), &train).model();
+    assert_eq!(model.trained[0][0], -16.0);
+}
+
+#[test]
+fn a_rank_without_examples_weighs_nothing_and_its_nan_is_no_failure() {
+    let train = |worker: &Worker| {
+        // One example in the last batch: rank 1's part is empty.
+        let data = vec![2.0f32; 5];
+        let mut model = worker.join(Flat::new(&[3], 0.0), Sgd::new())?;
+        for epoch in worker.epochs(1) {
+            for batch in epoch.batches(&data, 2) {
+                let empty = batch.len() == 0;
+                assert_eq!(empty, worker.rank() == 1 && worker.rounds() == 1);
+                let value = if empty { f32::NAN } else { -1.0 };
+                worker.metric("loss", if empty { f64::NAN } else { 1.0 });
+                model = worker.step(model, Gradient::mean(vec![Some(vec![value; 3])], batch.len()), 1.0)?;
+            }
+        }
+        Ok(model)
+    };
+    let ends = in_memory(Topology::new(2, 1), &train);
+    let losses: Vec<f64> = ends
+        .caller
+        .iter()
+        .filter_map(|message| match message {
+            FromCoordinator::Metric(metric) => Some(metric.value),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(losses, [1.0, 1.0]);
+    assert_eq!(ends.model().trained, [[2.0, 2.01, 2.02]]);
+}
+
+#[test]
+fn state_is_averaged_by_examples_when_an_epoch_closes() {
+    let train = |worker: &Worker| {
+        let data = vec![1.0f32; 6];
+        let mut model = worker.join(Flat::new(&[1], 0.0), Sgd::new())?;
+        for epoch in worker.epochs(2) {
+            // 4 + 2 examples: rank 0 and 1 see 3 each; then the state is moved apart again.
+            for batch in epoch.batches(&data, 2) {
+                model.state = vec![worker.rank() as f32, 7.0];
+                model = worker.step(model, Gradient::mean(vec![Some(vec![0.0])], batch.len()), 1.0)?;
+            }
+        }
+        Ok(model)
+    };
+    assert_eq!(in_memory(Topology::new(2, 1), &train).model().state, [0.5, 7.0]);
+}
+
+#[test]
+fn evaluation_and_sums_give_everyone_the_same_bits_for_any_number_of_workers() {
+    let train = |worker: &Worker| {
+        let data: Vec<f32> = (0..1000).map(|i| 1.0 / (i as f32 + 1.0)).collect();
+        let mean =
+            worker.evaluate(&data, |part| part.iter().map(|x| f64::from(*x)).sum::<f64>() / part.len() as f64)?;
+        let sum = worker.sum(&[worker.rank() as f64, 1.0])?;
+        assert_eq!(sum[1], worker.workers() as f64);
+        let mut model = worker.join(Flat::new(&[1], 0.0), Sgd::new())?;
+        model.state = vec![mean as f32, (mean * 1e6).fract() as f32];
+        Ok(model)
+    };
+    let alone = in_memory(Topology::new(1, 1), &train).model().state;
+    for workers in 2..=4 {
+        assert_eq!(in_memory(Topology::new(workers, 2), &train).model().state, alone);
+    }
+}
+
+#[test]
+fn a_stop_ends_all_workers_in_the_same_round_and_the_model_comes_home() {
+    let stopped = AtomicBool::new(false);
+    let train = |worker: &Worker| {
+        let data = vec![1.0f32; 4];
+        let mut model = worker.join(Flat::new(&[1], 0.0), Sgd::new())?;
+        for epoch in worker.epochs(1_000_000) {
+            for batch in epoch.batches(&data, 1) {
+                model = worker.step(model, Gradient::mean(vec![Some(vec![1.0])], batch.len()), 1e-3)?;
+            }
+        }
+        assert!(worker.is_stopping());
+        model.state = vec![worker.rounds() as f32; 2];
+        Ok(model)
+    };
+    let transport: Arc<dyn Transport> = Arc::new(Memory::default());
+    let ends =
+        run_watched(&transport, &[Address::Memory("ps".into())], Topology::new(3, 1), &train, &|message, caller| {
+            if matches!(message, FromCoordinator::Training) && !stopped.swap(true, Ordering::SeqCst) {
+                caller.send(&ToCoordinator::Stop).unwrap();
+            }
+        });
+    let told = ends.caller.last().cloned();
+    // Equal states, and so equal round numbers, or the models would differ.
+    let rounds = ends.model().state[0] as u64;
+    assert_eq!(told, Some(FromCoordinator::Complete { rounds, stopped: true }));
+}
+
+#[test]
+fn the_first_failure_is_the_cause_everywhere() {
+    let cases: [(&str, FailureKind, TrainFn<'_>); 4] = [
+        ("a wrong turn", FailureKind::User, &|_| anyhow::bail!("a wrong turn")),
+        ("boom", FailureKind::Panicked, &|_| panic!("boom")),
+        ("examples cannot be shared", FailureKind::Configuration, &|worker| {
+            let model = worker.join(Flat::new(&[2], 0.0), Sgd::new())?;
+            // The error must not be lost although `train` looks at no result.
+            for epoch in worker.epochs(1) {
+                assert_eq!(epoch.batches(&[1.0f32][..], 2).count(), 0);
+            }
+            Ok(model)
+        }),
+        ("is not finite", FailureKind::NotFinite, &|worker| {
+            let model = worker.join(Flat::new(&[2, 2], 0.0), Sgd::new())?;
+            let gradient = vec![Some(vec![0.0; 2]), Some(vec![1.0, f32::NAN])];
+            Ok(worker.step(model, Gradient::mean(gradient, 1), 0.1)?)
+        }),
+    ];
+    for (words, kind, fail) in cases {
+        let train = |worker: &Worker| match worker.rank() {
+            1 => fail(worker),
+            _ => {
+                let sizes: &[usize] = if kind == FailureKind::NotFinite { &[2, 2] } else { &[2] };
+                let model = worker.join(Flat::new(sizes, 0.0), Sgd::new())?;
+                let gradient = sizes.iter().map(|size| Some(vec![0.0; *size])).collect();
+                Ok(worker.step(model, Gradient::mean(gradient, 1), 0.1)?)
+            }
+        };
+        let failure = in_memory(Topology::new(2, 2), &train).failure();
+        assert_eq!((failure.replica, failure.kind), (Replica::worker(1), kind), "{failure}");
+        assert!(failure.to_string().contains(words), "{failure}");
+    }
+}
+
+#[test]
+fn replicas_that_do_not_fit_together_are_refused_by_name() {
+    let join = |sizes: [usize; 2], optimizers: [Optimizer; 2]| {
+        let train = move |worker: &Worker| {
+            let rank = worker.rank();
+            Ok(worker.join(Flat::new(&[sizes[rank]], 0.0), optimizers[rank].clone())?)
+        };
+        in_memory(Topology::new(2, 2), &train).failure().to_string()
+    };
+    let message = join([2, 3], [Sgd::new().into(), Sgd::new().into()]);
+    assert!(message.contains("differs from that of worker") && message.contains("[3] f32 trained"), "{message}");
+    let message = join([2, 2], [Sgd::new().into(), Adam::new().into()]);
+    assert!(message.contains("Adam"), "{message}");
+    let message = join([0, 0], [Sgd::new().into(), Sgd::new().into()]);
+    assert!(message.contains("no trained parameter"), "{message}");
+}
+
+#[test]
+fn workers_that_disagree_about_a_step_fail_the_run() {
+    let rates = |worker: &Worker| {
+        let model = worker.join(Flat::new(&[2], 0.0), Sgd::new())?;
+        Ok(worker.step(model, Gradient::mean(vec![Some(vec![0.0; 2])], 1), 0.1 + worker.rank() as f64)?)
+    };
+    let message = in_memory(Topology::new(2, 1), &rates).failure().to_string();
+    assert!(message.contains("learning rate"), "{message}");
+    let steps = |worker: &Worker| {
+        let mut model = worker.join(Flat::new(&[2], 0.0), Sgd::new())?;
+        for _ in 0..=worker.rank() {
+            model = worker.step(model, Gradient::mean(vec![Some(vec![0.0; 2])], 1), 0.1)?;
+        }
+        Ok(model)
+    };
+    let message = in_memory(Topology::new(2, 1), &steps).failure().to_string();
+    assert!(message.contains("worker 0") && message.contains("equally often"), "{message}");
+    let models = |worker: &Worker| {
+        let mut model = worker.join(Flat::new(&[2], 0.0), Sgd::new())?;
+        model.trained[0][0] += worker.rank() as f32;
+        Ok(model)
+    };
+    let message = in_memory(Topology::new(2, 1), &models).failure().to_string();
+    assert!(message.contains("its model differs from worker 0's"), "{message}");
+}
+
+#[test]
+fn a_worker_whose_connection_breaks_is_named() {
+    let train = |worker: &Worker| {
+        let model = worker.join(Flat::new(&[2], 0.0), Sgd::new())?;
+        if worker.rank() == 1 {
+            worker.break_connections();
+        }
+        Ok(worker.step(model, Gradient::mean(vec![Some(vec![0.0; 2])], 1), 0.1)?)
+    };
+    for topology in [Topology::new(2, 1), Topology::new(3, 2)] {
+        let ends = over_sockets(topology, &train);
+        let told = ends.caller.iter().find_map(|message| match message {
+            FromCoordinator::RunFailed(failure) => Some(failure.clone()),
+            _ => None,
+        });
+        let failure = told.expect("the caller is told");
+        assert_eq!((failure.replica, failure.kind), (Replica::worker(1), FailureKind::Lost), "{failure}");
+        assert!(ends.workers.iter().all(Result::is_err));
+    }
+}

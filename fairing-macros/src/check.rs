@@ -1,0 +1,344 @@
+//! The rules: which arguments there are, what they take, and what the attribute can stand on.
+
+use proc_macro2::Span;
+use quote::ToTokens;
+use syn::spanned::Spanned;
+use syn::{Expr, ExprLit, Ident, Item, ItemStruct, Lit, LitInt, LitStr, UnOp};
+
+use crate::args::{Args, Argument, Errors, Value};
+use crate::grammar;
+
+/// What is to be written, after every rule holds.
+pub(crate) struct Job {
+    pub(crate) item: ItemStruct,
+    pub(crate) settings: Vec<Setting>,
+}
+
+/// One field of `fairing_core`'s `Attribute`.
+pub(crate) struct Setting {
+    pub(crate) field: Ident,
+    pub(crate) value: Checked,
+}
+
+/// A value that its key takes.
+pub(crate) enum Checked {
+    /// A number that was checked here, or one that the compiler will check.
+    Number(Number),
+    /// Cores as a number.
+    Cores(Number),
+    /// Cores as a text.
+    CpuText(LitStr),
+    Text(LitStr),
+    Names(Vec<LitStr>),
+}
+
+pub(crate) enum Number {
+    Literal(LitInt),
+    Constant {
+        expr: Expr,
+        kind: Integer,
+        /// What to say if it is 0; `None` if it may be.
+        zero: Option<String>,
+    },
+}
+
+/// The type of a number.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Integer {
+    U32,
+    U64,
+}
+
+/// One argument that there is.
+struct Key {
+    name: &'static str,
+    kind: Kind,
+    example: &'static str,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Count,
+    Seed,
+    Names,
+    Folder,
+    Target,
+    Cpu,
+    Memory,
+}
+
+const fn key(name: &'static str, kind: Kind, example: &'static str) -> Key {
+    Key { name, kind, example }
+}
+
+const KEYS: [Key; 7] = [
+    key("workers", Kind::Count, "workers = 2"),
+    key("ps", Kind::Count, "ps = 1"),
+    key("seed", Kind::Seed, "seed = 7"),
+    key("env", Kind::Names, "env = [\"HF_HOME\"]"),
+    key("data", Kind::Folder, "data = \"data\""),
+    key("target", Kind::Target, "target = \"local\""),
+    key("runs", Kind::Folder, "runs = \"runs\""),
+];
+
+/// The arguments of a role's resources.
+const RESOURCES: [Key; 2] = [key("cpu", Kind::Cpu, "cpu = 2"), key("memory", Kind::Memory, "memory = \"1Gi\"")];
+
+/// The roles that have resources.
+const ROLES: [&str; 2] = ["worker", "ps"];
+
+impl Job {
+    /// Applies every rule.
+    ///
+    /// The error holds all complaints, each at the smallest token that is wrong.
+    pub(crate) fn check(args: Args, item: Item) -> syn::Result<Self> {
+        let mut errors = Errors::default();
+        let item = check_item(item).map_err(|error| errors.push(error)).ok();
+        let mut settings = Vec::new();
+        check_args(args, &mut settings, &mut errors);
+        errors.finish()?;
+        let item = item.expect("an item that is refused leaves an error");
+        Ok(Self { item, settings })
+    }
+}
+
+fn check_item(item: Item) -> syn::Result<ItemStruct> {
+    let refuse = |tokens: &dyn ToTokens, message: &str| {
+        Err(syn::Error::new_spanned(
+            tokens.to_token_stream(),
+            format!("`distributed_training` goes on a struct; {message}"),
+        ))
+    };
+    match item {
+        Item::Struct(item) if item.generics.params.is_empty() => Ok(item),
+        Item::Struct(item) => {
+            let generics = item.generics.to_token_stream();
+            let message = format!(
+                "a generic struct cannot be registered, since a replica finds a type by its name; annotate a concrete \
+                 struct that holds one, such as `struct My{0}({0}<...>)`",
+                item.ident
+            );
+            Err(syn::Error::new_spanned(generics, message))
+        }
+        Item::Enum(item) => refuse(&item.enum_token, "put this enum into a field of one"),
+        Item::Union(item) => refuse(&item.union_token, "a union cannot be sent to the replicas"),
+        Item::Fn(item) => refuse(&item.sig.fn_token, "what this function does belongs into its `impl Train`"),
+        Item::Impl(item) => refuse(&item.impl_token, "move it from this `impl` to the `struct` itself"),
+        Item::Trait(item) => refuse(&item.trait_token, "move it from this trait to a type that implements `Train`"),
+        Item::Type(item) => refuse(&item.type_token, "an alias adds no type; annotate `struct Job(...)` instead"),
+        _ => Err(syn::Error::new(Span::call_site(), "`distributed_training` goes on a struct")),
+    }
+}
+
+fn check_args(args: Args, settings: &mut Vec<Setting>, errors: &mut Errors) {
+    errors.extend(args.errors);
+    let mut seen: Vec<String> = Vec::new();
+    for Argument { key: name, value } in args.arguments {
+        let text = name.to_string();
+        let is_group = matches!(value, Value::Group(_)) && ROLES.contains(&text.as_str());
+        // `ps = 1` and `ps(cpu = 1)` are two arguments.
+        let identity = if is_group { format!("{text}(...)") } else { text.clone() };
+        if seen.contains(&identity) {
+            errors.push(syn::Error::new(name.span(), format!("duplicate argument `{identity}`")));
+            continue;
+        }
+        seen.push(identity);
+        match (value, KEYS.iter().find(|key| key.name == text)) {
+            (Value::Group(group), _) if is_group => check_resources(&text, group, settings, errors),
+            (value, Some(key)) => check_value(key, &text, &name, value, settings, errors),
+            (_, None) => errors.push(unknown(&name, &text)),
+        }
+    }
+}
+
+fn check_resources(role: &str, args: Args, settings: &mut Vec<Setting>, errors: &mut Errors) {
+    errors.extend(args.errors);
+    let mut seen: Vec<String> = Vec::new();
+    for Argument { key: name, value } in args.arguments {
+        let text = name.to_string();
+        if seen.contains(&text) {
+            errors.push(syn::Error::new(name.span(), format!("duplicate argument `{text}` in `{role}(...)`")));
+            continue;
+        }
+        match RESOURCES.iter().find(|key| key.name == text) {
+            Some(key) => check_value(key, &format!("{role}_{text}"), &name, value, settings, errors),
+            None => {
+                let remedy = match grammar::nearest(&text, RESOURCES.iter().map(|key| key.name)) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => "it takes `cpu` and `memory`".to_owned(),
+                };
+                let message = format!("unknown argument `{text}` in `{role}(...)`; {remedy}");
+                errors.push(syn::Error::new(name.span(), message));
+            }
+        }
+        seen.push(text);
+    }
+}
+
+fn unknown(name: &Ident, text: &str) -> syn::Error {
+    let message = if text == "worker" {
+        "`worker` takes resources, for example `worker(cpu = 2, memory = \"1Gi\")`; the number of workers is `workers = 2`"
+            .to_owned()
+    } else if let Some(key) = RESOURCES.iter().find(|key| key.name == text) {
+        format!("`{text}` belongs to a role, for example `worker({})`", key.example)
+    } else {
+        let names = || KEYS.iter().map(|key| key.name).chain(["worker"]);
+        match grammar::nearest(text, names()) {
+            Some(near) => format!("unknown argument `{text}`; did you mean `{near}`?"),
+            None => {
+                let names: Vec<_> = names().map(|name| format!("`{name}`")).collect();
+                format!("unknown argument `{text}`; there are {}", names.join(", "))
+            }
+        }
+    };
+    syn::Error::new(name.span(), message)
+}
+
+fn check_value(key: &Key, field: &str, name: &Ident, value: Value, settings: &mut Vec<Setting>, errors: &mut Errors) {
+    let checked = match value {
+        Value::Expr(expr) => key.check(ungroup(expr), errors),
+        Value::Group(_) | Value::Missing => {
+            let message = format!("`{}` takes a value, for example `{}`", key.name, key.example);
+            errors.push(syn::Error::new(name.span(), message));
+            None
+        }
+    };
+    settings.extend(checked.map(|value| Setting { field: Ident::new(field, name.span()), value }));
+}
+
+impl Key {
+    /// The value, or `None` after a complaint.
+    fn check(&self, expr: Expr, errors: &mut Errors) -> Option<Checked> {
+        let checked = match self.kind {
+            Kind::Count => self.number(expr, Integer::U32).map(Checked::Number),
+            Kind::Seed => self.number(expr, Integer::U64).map(Checked::Number),
+            Kind::Names => return self.names(expr, errors),
+            Kind::Folder => {
+                self.text(expr, |text| if text.is_empty() { Err("the path of a folder".into()) } else { Ok(()) })
+            }
+            Kind::Target => self.text(expr, grammar::target),
+            Kind::Memory => self.text(expr, |text| grammar::bytes(text).map(drop)),
+            Kind::Cpu => self.cpu(expr),
+        };
+        checked.map_err(|error| errors.push(error)).ok()
+    }
+
+    fn takes(&self, expr: &Expr, what: &str) -> syn::Error {
+        syn::Error::new_spanned(expr, format!("`{}` takes {what}, for example `{}`", self.name, self.example))
+    }
+
+    fn zero(&self) -> Option<String> {
+        match self.name {
+            "seed" => None,
+            "ps" => Some(
+                "`ps` must be at least 1 (`ps = 0`, workers that host the parameters, comes with a later version)"
+                    .to_owned(),
+            ),
+            name => Some(format!("`{name}` must be at least 1")),
+        }
+    }
+
+    fn number(&self, expr: Expr, kind: Integer) -> syn::Result<Number> {
+        let Expr::Lit(ExprLit { lit: Lit::Int(literal), .. }) = expr else {
+            return match may_be_number(&expr) {
+                true => Ok(Number::Constant { expr, kind, zero: self.zero() }),
+                false => Err(self.takes(&expr, "a whole number")),
+            };
+        };
+        let (max, suffix) = match kind {
+            Integer::U32 => (u64::from(u32::MAX), "u32"),
+            Integer::U64 => (u64::MAX, "u64"),
+        };
+        let refuse = |message: String| Err(syn::Error::new(literal.span(), message));
+        if !["", suffix].contains(&literal.suffix()) {
+            return refuse(format!("`{}` is a `{suffix}`, for example `{}`", self.name, self.example));
+        }
+        match (literal.base10_parse::<u64>(), self.zero()) {
+            (Ok(0), Some(message)) => refuse(message),
+            (Ok(number), _) if number <= max => Ok(Number::Literal(literal)),
+            _ => refuse(format!("`{}` must be at most {max}", self.name)),
+        }
+    }
+
+    fn text(&self, expr: Expr, check: impl FnOnce(&str) -> Result<(), String>) -> syn::Result<Checked> {
+        let Expr::Lit(ExprLit { lit: Lit::Str(literal), .. }) = expr else {
+            return Err(self.takes(&expr, "a text in quotes"));
+        };
+        let text = literal.value();
+        match check(&text) {
+            Ok(()) => Ok(Checked::Text(literal)),
+            Err(expected) => {
+                let message = format!("`{}` is {text:?}; expected {expected}", self.name);
+                Err(syn::Error::new(literal.span(), message))
+            }
+        }
+    }
+
+    fn cpu(&self, expr: Expr) -> syn::Result<Checked> {
+        let literal = match &expr {
+            Expr::Lit(ExprLit { lit: Lit::Str(literal), .. }) => literal.clone(),
+            Expr::Lit(ExprLit { lit: Lit::Float(literal), .. }) => {
+                LitStr::new(&literal.token().to_string(), literal.span())
+            }
+            _ => return self.number(expr, Integer::U32).map(Checked::Cores),
+        };
+        match grammar::millicores(&literal.value()) {
+            Ok(_) => Ok(Checked::CpuText(literal)),
+            Err(expected) => {
+                let message = format!("`{}` is {}; expected {expected}", self.name, expr.to_token_stream());
+                Err(syn::Error::new(literal.span(), message))
+            }
+        }
+    }
+
+    fn names(&self, expr: Expr, errors: &mut Errors) -> Option<Checked> {
+        let Expr::Array(array) = expr else {
+            errors.push(self.takes(&expr, "a list of names"));
+            return None;
+        };
+        let mut names: Vec<LitStr> = Vec::new();
+        for entry in array.elems {
+            let Expr::Lit(ExprLit { lit: Lit::Str(literal), .. }) = ungroup(entry.clone()) else {
+                errors.push(syn::Error::new_spanned(entry, "`env` lists names in quotes, for example \"HF_HOME\""));
+                continue;
+            };
+            let name = literal.value();
+            if let Err(expected) = grammar::variable_name(&name) {
+                errors.push(syn::Error::new(literal.span(), format!("`env` has {name:?}; expected {expected}")));
+            } else if names.iter().any(|other| other.value() == name) {
+                errors.push(syn::Error::new(literal.span(), format!("`env` has {name:?} twice")));
+            } else {
+                names.push(literal);
+            }
+        }
+        Some(Checked::Names(names))
+    }
+}
+
+/// What a `macro_rules` variable wraps in an invisible group.
+fn ungroup(expr: Expr) -> Expr {
+    match expr {
+        Expr::Group(group) => ungroup(*group.expr),
+        expr => expr,
+    }
+}
+
+/// Whether an expression may have a whole number as its value; its type is left to the compiler.
+fn may_be_number(expr: &Expr) -> bool {
+    match expr {
+        Expr::Unary(unary) => !matches!(unary.op, UnOp::Neg(_)),
+        Expr::Path(_) | Expr::Binary(_) | Expr::Paren(_) | Expr::Cast(_) | Expr::Block(_) | Expr::Const(_) => true,
+        Expr::Call(_) | Expr::MethodCall(_) | Expr::Macro(_) | Expr::If(_) | Expr::Match(_) => true,
+        Expr::Field(_) | Expr::Index(_) => true,
+        _ => false,
+    }
+}
+
+impl Number {
+    /// Where an expression starts and ends; on a stable compiler `span` alone is its first token.
+    pub(crate) fn ends(expr: &Expr) -> (Span, Span) {
+        let mut tokens = expr.to_token_stream().into_iter();
+        let first = tokens.next().map_or_else(|| expr.span(), |token| token.span());
+        (first, tokens.last().map_or(first, |token| token.span()))
+    }
+}

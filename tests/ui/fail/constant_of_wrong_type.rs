@@ -1,0 +1,23 @@
+use fairing_core::prelude::*;
+
+#[path = "../model.rs"]
+mod model;
+use model::Point;
+
+const WORKERS: usize = 2;
+
+#[distributed_training(workers = WORKERS)]
+#[derive(Serialize, Deserialize)]
+struct Job {
+    epochs: usize,
+}
+
+impl Train for Job {
+    type Model = Point;
+
+    fn train(&self, _: &Worker) -> anyhow::Result<Point> {
+        Ok(Point(0.0))
+    }
+}
+
+fn main() {}

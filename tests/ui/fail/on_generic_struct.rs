@@ -1,0 +1,9 @@
+use fairing_core::prelude::*;
+
+#[distributed_training(workers = 2)]
+#[derive(Serialize, Deserialize)]
+struct Job<T> {
+    value: T,
+}
+
+fn main() {}

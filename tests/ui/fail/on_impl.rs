@@ -1,0 +1,19 @@
+use fairing_core::prelude::*;
+
+#[path = "../model.rs"]
+mod model;
+use model::Point;
+
+#[derive(Serialize, Deserialize)]
+struct Job;
+
+#[distributed_training(workers = 2)]
+impl Train for Job {
+    type Model = Point;
+
+    fn train(&self, _: &Worker) -> anyhow::Result<Point> {
+        Ok(Point(0.0))
+    }
+}
+
+fn main() {}
