@@ -15,11 +15,19 @@ use burn::tensor::{Bool, DType, Device, Gradients, Int, Tensor, TensorData};
 
 use super::layout::{Class, Layout, LayoutError, TensorSpec};
 use super::model::Model;
+use super::worker::Worker;
 
 /// The device on which models are trained by default: burn's CPU backend `flex`, with gradients.
 pub fn device() -> &'static Device {
     static DEVICE: OnceLock<Device> = OnceLock::new();
     DEVICE.get_or_init(|| Device::flex().autodiff())
+}
+
+impl Worker {
+    /// The device to create model and data on: the processor, with gradients.
+    pub fn device(&self) -> &'static Device {
+        device()
+    }
 }
 
 /// burn's modules. Their parameters stay on the device on which the module was created.
