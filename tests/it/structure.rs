@@ -250,11 +250,7 @@ impl Root {
     /// The path by which an item of the root is known at home; `None` for what the root does not offer.
     fn at_home(&self, path: Vec<String>) -> Option<Vec<String>> {
         let first = path.first()?;
-        if self.modules.contains(first) {
-            Some(path)
-        } else {
-            self.items.get(first).cloned()
-        }
+        if self.modules.contains(first) { Some(path) } else { self.items.get(first).cloned() }
     }
 }
 
