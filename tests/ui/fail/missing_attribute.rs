@@ -1,3 +1,4 @@
+use fairing_core::DistributedTraining;
 use fairing_core::prelude::*;
 
 #[path = "../model.rs"]
