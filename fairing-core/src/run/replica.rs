@@ -81,6 +81,8 @@ pub(crate) fn dispatch<T: DistributedTraining>(value: &[u8]) -> ExitCode {
                     process::exit(i32::from(ExitCode::LostPeer.code()))
                 });
             });
+            #[cfg(feature = "burn")]
+            crate::runtime::burn::compute_in_this_thread(context.placement.threads as usize);
             T::Model::seed(context.placement.seed);
             work(&context, |worker| value.train(worker)).map(drop)
         }
