@@ -426,7 +426,12 @@ impl Watcher {
         let summary = self.summary(status, now);
         let written = self.folder.write_summary(&summary);
         match error {
-            Some(error) => Err(error),
+            Some(error) => {
+                if matches!(error, RunError::Killed) {
+                    self.view.say("stopped before there was a result; nothing is left running");
+                }
+                Err(error)
+            }
             None => {
                 written?;
                 let current = std::env::current_dir().unwrap_or_default();
