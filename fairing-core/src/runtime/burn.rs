@@ -6,6 +6,7 @@
 
 use std::mem;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::store::ModuleRecord;
@@ -16,8 +17,19 @@ use super::layout::{Class, Layout, LayoutError, TensorSpec};
 use super::model::Model;
 
 /// The device on which models are trained by default: burn's CPU backend `flex`, with gradients.
-pub fn device() -> Device {
-    Device::flex().autodiff()
+pub fn device() -> &'static Device {
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    DEVICE.get_or_init(|| Device::flex().autodiff())
+}
+
+/// Makes the calling thread, with `threads` - 1 others, the one that burn computes in.
+///
+/// burn hands loops to rayon. Called from a thread that is not rayon's own, each of them would be given to another thread and
+/// waited for: about forty changes of thread per step of a small network.
+pub(crate) fn compute_in_this_thread(threads: usize) {
+    let pool = rayon_core::ThreadPoolBuilder::new().num_threads(threads).use_current_thread();
+    // It fails if `main` has used rayon before: then burn computes as well, only with the changes of thread.
+    let _ = pool.build_global();
 }
 
 /// burn's modules. Their parameters stay on the device on which the module was created.
@@ -456,7 +468,7 @@ mod tests {
 
     fn input(rows: usize, columns: usize) -> Tensor<2> {
         let values = (0..rows * columns).map(|i| ((i * 37 + 11) % 23) as f32 / 11.0 - 1.0).collect();
-        Tensor::from_data(TensorData::new(values, [rows, columns]), &device())
+        Tensor::from_data(TensorData::new(values, [rows, columns]), device())
     }
 
     fn trained(model: &impl Model) -> Vec<f32> {
@@ -477,7 +489,7 @@ mod tests {
 
     #[test]
     fn classes_follow_from_how_burn_treats_a_tensor() {
-        let layout = Zoo::new(&device()).layout().unwrap();
+        let layout = Zoo::new(device()).layout().unwrap();
         let lines: Vec<_> = layout.tensors().iter().map(|tensor| format!("{tensor}\n")).collect();
         expect![[r#"
             `fc.weight` [4, 3] f32 trained
@@ -498,11 +510,11 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_to_the_bit() {
-        let model = Zoo::new(&device());
+        let model = Zoo::new(device());
         let layout = model.layout().unwrap();
         let values: Vec<f32> = (0..layout.trained_len()).map(|i| (i as f32).sin() * f32::MIN_POSITIVE * 3.0).collect();
         let statistics: Vec<f32> = (0..layout.state_len()).map(|i| i as f32 + 0.1).collect();
-        let mut frozen = Zoo::new(&device()).read_frozen();
+        let mut frozen = Zoo::new(device()).read_frozen();
         let last = frozen.len() - 1;
         frozen[last] = 1; // both entries of the mask are true now
 
@@ -516,7 +528,7 @@ mod tests {
 
     #[test]
     fn a_written_model_still_trains() {
-        let model = Zoo::new(&device());
+        let model = Zoo::new(device());
         let layout = model.layout().unwrap();
         let frozen = model.read_frozen();
         let values = trained(&model);
@@ -533,7 +545,7 @@ mod tests {
 
     #[test]
     fn a_tensor_without_gradient_is_absent_and_zero() {
-        let model = Zoo::new(&device());
+        let model = Zoo::new(device());
         let layout = model.layout().unwrap();
         let mut out = vec![f32::NAN; layout.trained_len()];
         let mut present = vec![true; layout.trained().count()];
@@ -545,7 +557,7 @@ mod tests {
 
     #[test]
     fn pending_statistics_are_read_and_do_not_undo_a_write() {
-        let model = Zoo::new(&device());
+        let model = Zoo::new(device());
         let before = state(&model);
         model.forward(input(5, 4));
         let after = state(&model);
@@ -577,7 +589,7 @@ mod tests {
                 let value = count.fetch_add(1, Ordering::Relaxed) as f32;
                 Tensor::<1>::full([2], value, device).set_require_grad(require_grad)
             };
-            Param::uninitialized(ParamId::new(), init, device(), require_grad, [2].into())
+            Param::uninitialized(ParamId::new(), init, device().clone(), require_grad, [2].into())
         };
         let model = Lazy { weight: lazy(true), frozen: lazy(false) };
         let clone = model.clone();
@@ -595,14 +607,14 @@ mod tests {
         struct Half {
             head: Param<Tensor<1>>,
         }
-        let half = Half { head: Param::from_tensor(Tensor::ones([3], (&device(), DType::F16))) };
+        let half = Half { head: Param::from_tensor(Tensor::ones([3], (device(), DType::F16))) };
         let expected = LayoutError::NotF32 { path: "head".into(), dtype: "f16".into() };
         assert_eq!(half.layout().unwrap_err(), expected);
         // Frozen, it is fine beside something that learns.
-        let pair = (half.no_grad(), LinearConfig::new(1, 1).init(&device()));
+        let pair = (half.no_grad(), LinearConfig::new(1, 1).init(device()));
         assert_eq!(pair.layout().unwrap().trained_len(), 2);
 
-        let frozen = Zoo::new(&device()).no_grad();
+        let frozen = Zoo::new(device()).no_grad();
         assert_eq!(frozen.layout().unwrap_err(), LayoutError::NothingToTrain);
         let plain = Zoo::new(&Device::flex());
         assert_eq!(plain.layout().unwrap_err(), LayoutError::NoAutodiff { path: "fc.weight".into() });
@@ -614,16 +626,16 @@ mod tests {
     fn the_file_is_the_one_that_burn_writes() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(format!("model.{}", Zoo::EXTENSION));
-        let model = Zoo::new(&device());
+        let model = Zoo::new(device());
         model.forward(input(5, 4));
         std::fs::write(&path, model.to_bytes().unwrap()).unwrap();
 
         let by_burn = folder.path().join("burn.bpk");
         model.clone().save_file(&by_burn).unwrap();
         assert!(std::fs::read(&path).unwrap() == std::fs::read(&by_burn).unwrap());
-        assert_eq!(output(&Zoo::new(&device()).load_file(&path)), output(&model));
+        assert_eq!(output(&Zoo::new(device()).load_file(&path)), output(&model));
 
-        let other = Zoo::new(&device());
+        let other = Zoo::new(device());
         other.forward(input(9, 4)); // a pending update, which must not undo the load
         let loaded = other.load(&path).unwrap();
         assert_eq!(output(&loaded), output(&model));
@@ -636,14 +648,14 @@ mod tests {
     fn a_file_that_is_missing_damaged_or_of_another_model_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.bpk");
-        let load = || Model::load(Zoo::new(&device()), &path).map(|_| ()).unwrap_err();
+        let load = || Model::load(Zoo::new(device()), &path).map(|_| ()).unwrap_err();
         assert!(load().contains("model.bpk"), "{}", load());
         std::fs::write(&path, b"not a model").unwrap();
         load();
-        let bytes = Zoo::new(&device()).to_bytes().unwrap();
+        let bytes = Zoo::new(device()).to_bytes().unwrap();
         std::fs::write(&path, &bytes[..bytes.len() - 8]).unwrap();
         load();
-        std::fs::write(&path, LinearConfig::new(2, 2).init(&device()).to_bytes().unwrap()).unwrap();
+        std::fs::write(&path, LinearConfig::new(2, 2).init(device()).to_bytes().unwrap()).unwrap();
         assert!(load().contains("fc.weight"), "{}", load());
     }
 
@@ -680,7 +692,7 @@ mod tests {
     /// Trains twice, with burn's optimizer and with ours, and compares all parameters after every step.
     #[track_caller]
     fn agrees(mut theirs: ModuleOptimizer, ours: impl Into<Optimizer>) {
-        let mut expected = Branches::new(&device());
+        let mut expected = Branches::new(device());
         let layout = expected.layout().unwrap();
         let mut model = expected.clone();
         let mut parameters = trained(&model);

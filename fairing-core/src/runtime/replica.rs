@@ -28,6 +28,8 @@ pub(crate) struct Context {
     pub(crate) placement: Placement,
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) status: Arc<RunStatus>,
+    /// Where the run starts; anywhere but at the beginning once a run can go on where another one ended.
+    pub(crate) start: Position,
 }
 
 /// Runs a parameter server, and the coordinator if it is server 0, until the run is over.
@@ -36,7 +38,7 @@ pub(crate) struct Context {
 ///
 /// The failure of the run.
 pub(crate) fn serve(context: &Context) -> Result<(), Failure> {
-    let Context { placement, transport, status } = context;
+    let Context { placement, transport, status, start } = context;
     let replica = placement.replica;
     let index = replica.rank.index();
     let address = &placement.servers[index];
@@ -46,7 +48,7 @@ pub(crate) fn serve(context: &Context) -> Result<(), Failure> {
         message: format!("cannot listen at `{address}`: {error}"),
         round: None,
     })?;
-    let server = ParameterServer::new(index, placement.topology, status.clone());
+    let server = ParameterServer::new(index, placement.topology, start.round, status.clone());
     let (events, received) = queue();
     let door = Arc::new(Door {
         placement: placement.clone(),
@@ -55,12 +57,13 @@ pub(crate) fn serve(context: &Context) -> Result<(), Failure> {
         open: AtomicUsize::new(0),
         closed: AtomicBool::new(false),
     });
-    let accepting = {
+    {
         let door = door.clone();
-        std::thread::spawn(move || door.accept(listener.as_ref()))
-    };
+        // Not joined: it looks at the door once a tick, and the end of a run should not wait for that.
+        std::thread::spawn(move || door.accept(listener.as_ref()));
+    }
     let coordinating = (index == 0).then(|| {
-        let coordinator = Coordinator::new(placement.topology, status.clone(), Position::default());
+        let coordinator = Coordinator::new(placement.topology, status.clone(), *start);
         std::thread::spawn(move || coordinator.run(&received))
     });
     let served =
@@ -80,8 +83,6 @@ pub(crate) fn serve(context: &Context) -> Result<(), Failure> {
         None => Ok(()),
     };
     door.closed.store(true, Ordering::Release);
-    // The acceptor looks at the door every tick; its own end is not worth an error.
-    let _ = accepting.join();
     coordinated.and(served)
 }
 
@@ -169,7 +170,7 @@ pub(crate) fn work<M: Model>(
     context: &Context,
     train: impl FnOnce(&Worker) -> anyhow::Result<M>,
 ) -> Result<M, Failure> {
-    let Context { placement, transport, status } = context;
+    let Context { placement, transport, status, .. } = context;
     let (control, position) = Control::connect(placement, transport.as_ref(), status)?;
     let worker = Worker::new(placement.clone(), transport.clone(), control.clone(), status.clone(), position);
     let trained = run_train(&worker, placement.replica, train).and_then(|model| {
