@@ -27,10 +27,9 @@ impl Train for FashionMnist {
 
     // Runs in both workers; each sees its own half of every batch.
     fn train(&self, worker: &Worker) -> anyhow::Result<Cnn> {
-        let device = worker.device();
-        let data = fashion_mnist::load(worker.data_dir(), &device)?;
+        let data = fashion_mnist::load(worker.data_dir(), worker.device())?;
 
-        let mut model = worker.join(Cnn::new(&device), Adam::new())?;
+        let mut model = worker.join(Cnn::new(worker.device()), Adam::new())?;
         for epoch in worker.epochs(self.epochs) {
             for batch in epoch.batches(&data.train, self.batch_size) {
                 let loss = model.loss(&batch);

@@ -19,20 +19,19 @@ impl Train for Line {
     type Model = Linear;
 
     fn train(&self, worker: &Worker) -> anyhow::Result<Linear> {
-        let device = worker.device();
         let xs: Vec<f32> = (0..1_000).map(|i| i as f32 / 500.0 - 1.0).collect();
 
-        let mut line = worker.join(LinearConfig::new(1, 1).init(&device), Sgd::new())?;
+        let mut line = worker.join(LinearConfig::new(1, 1).init(worker.device()), Sgd::new())?;
         for epoch in worker.epochs(self.epochs) {
             for batch in epoch.batches(&xs, 25) {
-                let x = Tensor::<1>::from_floats(batch.as_slice(), &device).unsqueeze_dim::<2>(1);
+                let x = Tensor::<1>::from_floats(batch.as_slice(), worker.device()).unsqueeze_dim::<2>(1);
                 let y = x.clone() * SLOPE + INTERCEPT;
                 let loss = (line.forward(x) - y).square().mean();
                 line = worker.step(line, Gradient::mean(loss.backward(), batch.len()), 0.1)?;
             }
         }
 
-        let y_at = |x: f32| line.forward(Tensor::<2>::from_floats([[x]], &device)).into_scalar::<f64>();
+        let y_at = |x: f32| line.forward(Tensor::<2>::from_floats([[x]], worker.device())).into_scalar::<f64>();
         worker.metric("slope", y_at(1.0) - y_at(0.0));
         worker.metric("intercept", y_at(0.0));
         Ok(line)

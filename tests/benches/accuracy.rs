@@ -28,10 +28,9 @@ impl Train for FashionMnist {
     type Model = Cnn<28>;
 
     fn train(&self, worker: &Worker) -> anyhow::Result<Cnn<28>> {
-        let device = worker.device();
-        let data = fashion_mnist::load(worker.data_dir(), &device)?;
+        let data = fashion_mnist::load(worker.data_dir(), worker.device())?;
 
-        let mut model = worker.join(Cnn::new(&device), Adam::new())?;
+        let mut model = worker.join(Cnn::new(worker.device()), Adam::new())?;
         for epoch in worker.epochs(5) {
             for batch in epoch.batches(&data.train, 32) {
                 let loss = model.loss(&plain::rows(&batch));

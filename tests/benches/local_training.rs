@@ -61,7 +61,7 @@ fn main() -> anyhow::Result<()> {
         );
     }
 
-    let ratios = floor.iter().zip(&fairing).map(|(floor, fairing)| fairing / floor).collect();
+    let ratios: Vec<f64> = floor.iter().zip(&fairing).map(|(floor, fairing)| fairing / floor).collect();
     println!("\n{:<44}{:>10}{:>20}", "small CNN, batch 64, Adam", "median", "min to max");
     row("two independent processes, images/s", &floor, 0);
     row("fairing, 1 server + 2 workers, images/s", &fairing, 0);
@@ -82,9 +82,8 @@ impl Train for Fairing {
     type Model = Model;
 
     fn train(&self, worker: &Worker) -> anyhow::Result<Model> {
-        let device = worker.device();
-        let samples = Samples::new(IMAGES * WORKERS, Model::FEATURES, Model::CLASSES, &device);
-        let mut model = worker.join(Model::new(&device), Adam::new())?;
+        let samples = Samples::new(IMAGES * WORKERS, Model::FEATURES, Model::CLASSES, worker.device());
+        let mut model = worker.join(Model::new(worker.device()), Adam::new())?;
 
         let mut first_step = None;
         let mut start = Instant::now();
@@ -194,8 +193,8 @@ fn per_second(elapsed: Duration) -> f64 {
     (IMAGES * EPOCHS) as f64 / elapsed.as_secs_f64()
 }
 
-fn row(name: &str, values: &Vec<f64>, decimals: usize) {
-    let mut sorted = values.clone();
+fn row(name: &str, values: &[f64], decimals: usize) {
+    let mut sorted = values.to_owned();
     sorted.sort_by(f64::total_cmp);
     let (min, max) = (sorted[0], sorted[sorted.len() - 1]);
     let median = (sorted[(sorted.len() - 1) / 2] + sorted[sorted.len() / 2]) / 2.0;
