@@ -15,6 +15,7 @@ use burn::tensor::{Bool, DType, Device, Gradients, Int, Tensor, TensorData};
 
 use super::layout::{Class, Layout, LayoutError, TensorSpec};
 use super::model::Model;
+use super::worker::Worker;
 
 /// The device on which models are trained by default: burn's CPU backend `flex`, with gradients.
 pub fn device() -> &'static Device {
@@ -30,6 +31,13 @@ pub(crate) fn compute_in_this_thread(threads: usize) {
     let pool = rayon_core::ThreadPoolBuilder::new().num_threads(threads).use_current_thread();
     // It fails if `main` has used rayon before: then burn computes as well, only with the changes of thread.
     let _ = pool.build_global();
+}
+
+impl Worker {
+    /// The device to create model and data on: the processor, with gradients.
+    pub fn device(&self) -> &'static Device {
+        device()
+    }
 }
 
 /// burn's modules. Their parameters stay on the device on which the module was created.

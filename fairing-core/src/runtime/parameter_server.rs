@@ -401,7 +401,7 @@ impl Shard {
         let workers = topology.worker_count();
         let slot_len = CHUNK.min(range.len());
         let values =
-            Values { parameters, optimizer: ShardOptimizer::new(optimizer.clone(), ranges), mean: vec![0.0; slot_len] };
+            Values { parameters, optimizer: ShardOptimizer::new(*optimizer, ranges), mean: vec![0.0; slot_len] };
         let progress = Progress {
             round: first_round,
             heads: vec![None; workers],

@@ -328,7 +328,8 @@ fn a_rank_without_examples_weighs_nothing_and_its_nan_is_no_failure() {
         let mut model = worker.join(Flat::new(&[3], 0.0), Sgd::new())?;
         for epoch in worker.epochs(1) {
             for batch in epoch.batches(&data, 2) {
-                let empty = batch.len() == 0;
+                let examples = batch.len();
+                let empty = examples == 0;
                 assert_eq!(empty, worker.rank() == 1 && worker.rounds() == 1);
                 let value = if empty { f32::NAN } else { -1.0 };
                 worker.metric("loss", if empty { f64::NAN } else { 1.0 });
@@ -459,7 +460,7 @@ fn replicas_that_do_not_fit_together_are_refused_by_name() {
     let join = |sizes: [usize; 2], optimizers: [Optimizer; 2]| {
         let train = move |worker: &Worker| {
             let rank = worker.rank();
-            Ok(worker.join(Flat::new(&[sizes[rank]], 0.0), optimizers[rank].clone())?)
+            Ok(worker.join(Flat::new(&[sizes[rank]], 0.0), optimizers[rank])?)
         };
         in_memory(Topology::new(2, 2), &train).failure().to_string()
     };

@@ -187,12 +187,6 @@ impl Worker {
         self.placement.threads as usize
     }
 
-    /// The device to create model and data on: the processor, with gradients.
-    #[cfg(feature = "burn")]
-    pub fn device(&self) -> &'static ::burn::prelude::Device {
-        super::burn::device()
-    }
-
     /// The folder that `data = "..."` names, absolute; without it, the folder that the process runs in.
     pub fn data_dir(&self) -> &Path {
         self.placement.data_dir.as_deref().unwrap_or(Path::new("."))
