@@ -1,1 +1,4 @@
 //! Tests with real processes and real models.
+
+mod laws;
+mod run;
