@@ -22,6 +22,16 @@ pub fn device() -> &'static Device {
     DEVICE.get_or_init(|| Device::flex().autodiff())
 }
 
+/// Makes the calling thread, with `threads` - 1 others, the one that burn computes in.
+///
+/// burn hands loops to rayon. Called from a thread that is not rayon's own, each of them would be given to another thread and
+/// waited for: about forty changes of thread per step of a small network.
+pub(crate) fn compute_in_this_thread(threads: usize) {
+    let pool = rayon_core::ThreadPoolBuilder::new().num_threads(threads).use_current_thread();
+    // It fails if `main` has used rayon before: then burn computes as well, only with the changes of thread.
+    let _ = pool.build_global();
+}
+
 /// burn's modules. Their parameters stay on the device on which the module was created.
 ///
 /// Clones of a module share its running state, as in burn: [`Model::write_state`] and [`Model::load`] on one act on all.
