@@ -124,6 +124,7 @@ impl Watch {
             model: None,
             trouble: None,
             deadline: None,
+            ended_by_us: false,
             all_joined: None,
             training: None,
             trained: None,
@@ -175,6 +176,8 @@ struct Watcher {
     trouble: Option<RunError>,
     /// When the replicas that still run are ended.
     deadline: Option<Instant>,
+    /// Whether they were.
+    ended_by_us: bool,
     all_joined: Option<Instant>,
     training: Option<Instant>,
     trained: Option<Instant>,
@@ -256,7 +259,11 @@ impl Watcher {
     fn exited(&mut self, replica: Replica, exit: Exit) {
         self.exits.insert(replica, exit);
         self.order_of_exit.push(replica);
-        self.show(&Event::Exited { replica, exit });
+        // What only follows from the cause, or from our own hand, would hide it.
+        let echo = matches!(exit, Exit::Code(code) if ExitCode::from_code(code).is_some_and(ExitCode::is_echo));
+        if !echo && !self.killed && !self.ended_by_us {
+            self.show(&Event::Exited { replica, exit });
+        }
         if replica == self.topology.coordinator() {
             self.ended.store(true, Ordering::Release);
         }
@@ -347,6 +354,7 @@ impl Watcher {
         }
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             self.deadline = None;
+            self.ended_by_us = true;
             for placement in &self.plan.placements {
                 if !self.exits.contains_key(&placement.replica) {
                     self.launched.kill(placement.replica);
@@ -426,7 +434,12 @@ impl Watcher {
         let summary = self.summary(status, now);
         let written = self.folder.write_summary(&summary);
         match error {
-            Some(error) => Err(error),
+            Some(error) => {
+                if matches!(error, RunError::Killed) {
+                    self.view.say("stopped before there was a result; nothing is left running");
+                }
+                Err(error)
+            }
             None => {
                 written?;
                 let current = std::env::current_dir().unwrap_or_default();
@@ -498,7 +511,9 @@ pub(super) fn describe_failure(failure: &Failure, exit: Option<&Exit>, last_line
             write!(text, "\n  | {line}").expect("a string can be written");
         }
     }
-    write!(text, "\n\nits whole log: {}", log.display()).expect("a string can be written");
+    if log.exists() {
+        write!(text, "\n\nits whole log: {}", log.display()).expect("a string can be written");
+    }
     text
 }
 

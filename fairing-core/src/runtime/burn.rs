@@ -23,6 +23,16 @@ pub fn device() -> &'static Device {
     DEVICE.get_or_init(|| Device::flex().autodiff())
 }
 
+/// Makes the calling thread, with `threads` - 1 others, the one that burn computes in.
+///
+/// burn hands loops to rayon. Called from a thread that is not rayon's own, each of them would be given to another thread and
+/// waited for: about forty changes of thread per step of a small network.
+pub(crate) fn compute_in_this_thread(threads: usize) {
+    let pool = rayon_core::ThreadPoolBuilder::new().num_threads(threads).use_current_thread();
+    // It fails if `main` has used rayon before: then burn computes as well, only with the changes of thread.
+    let _ = pool.build_global();
+}
+
 impl Worker {
     /// The device to create model and data on: the processor, with gradients.
     pub fn device(&self) -> &'static Device {
