@@ -1,5 +1,5 @@
 //! Tests with real processes and real models.
 
-mod structure;
 mod laws;
 mod run;
+mod structure;

@@ -95,7 +95,6 @@ impl Rule {
 
 /// Any of the models, so that one annotated type trains all of them.
 #[derive(Module, Debug)]
-#[expect(clippy::large_enum_variant, reason = "a test holds a handful of them")]
 pub enum AnyModel {
     /// See [`Kind::Cnn`].
     Cnn(Cnn<12>),
@@ -242,8 +241,7 @@ impl Law {
     pub fn plain(&self, seed: u64) -> (AnyModel, Vec<f64>) {
         let device = Device::flex().autodiff();
         let samples = self.kind.samples(self.examples, &device);
-        let schedule =
-            Schedule { epochs: self.epochs, batch_size: self.batch_size, learning_rate: self.learning_rate };
+        let schedule = Schedule { epochs: self.epochs, batch_size: self.batch_size, learning_rate: self.learning_rate };
         plain::train(
             self.kind.model(seed, &device),
             self.rule.burns(),
