@@ -67,9 +67,13 @@ impl<B> Batch<B> {
     ///
     /// It is 0 for a rank whose part of the last batch is empty: such a batch still holds one example, so that `train`
     /// needs no special case, but its gradient and metrics weigh nothing.
-    #[expect(clippy::len_without_is_empty, reason = "an empty part still holds an example to compute with")]
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// Whether this rank's part is empty, so that nothing computed from it counts.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
     }
 }
 
