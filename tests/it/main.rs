@@ -1,1 +1,5 @@
 //! Tests with real processes and real models.
+
+mod lifecycle;
+mod processes;
+mod support;

@@ -4,5 +4,6 @@
 //! uses no part of fairing, so that the two sides of a law have nothing in common but burn.
 
 pub mod data;
+pub mod line;
 pub mod models;
 pub mod plain;
