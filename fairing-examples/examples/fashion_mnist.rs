@@ -4,9 +4,6 @@
 //! then measure its accuracy on the 10,000 test images. `FOLDER`, or the variable `FAIRING_DATA`, names another
 //! folder with the data set's four files.
 
-use std::path::PathBuf;
-
-use anyhow::Context as _;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::nn::{Linear, LinearConfig};
@@ -23,8 +20,6 @@ struct FashionMnist {
     /// Images per worker and step.
     batch_size: usize,
     learning_rate: f64,
-    /// Used in place of the attribute's `data`.
-    folder: Option<PathBuf>,
 }
 
 impl Train for FashionMnist {
@@ -32,8 +27,7 @@ impl Train for FashionMnist {
 
     // Runs in both workers; each sees its own half of every batch.
     fn train(&self, worker: &Worker) -> anyhow::Result<Cnn> {
-        let folder = self.folder.as_deref().unwrap_or(worker.data_dir());
-        let data = fashion_mnist::load(folder, worker.device())?;
+        let data = fashion_mnist::load(worker.data_dir(), worker.device())?;
 
         let mut model = worker.join(Cnn::new(worker.device()), Adam::new())?;
         for epoch in worker.epochs(self.epochs) {
@@ -85,11 +79,14 @@ impl Cnn {
 }
 
 fn main() -> anyhow::Result<()> {
-    // Each replica comes through here too, with the same arguments; its `launch` trains and does not return.
-    let folder = std::env::args_os().nth(1).map(std::path::absolute).transpose().context("no folder of that name")?;
-    let demo = FashionMnist { epochs: 5, batch_size: 32, learning_rate: 1e-3, folder };
+    // Each replica comes through here too, with the same arguments; its launch trains and does not return.
+    let mut options = LaunchOptions::new();
+    if let Some(folder) = std::env::args_os().nth(1) {
+        options = options.data(folder);
+    }
 
-    let outcome = demo.launch()?;
+    let demo = FashionMnist { epochs: 5, batch_size: 32, learning_rate: 1e-3 };
+    let outcome = demo.launch_with(options)?;
     println!("accuracy {:.4}, model in {}", outcome.metric("accuracy")?, outcome.model().display());
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The attribute of fairing. Use it through `fairing_core`, which re-exports it beside what its output calls.
 //!
 //! It works like a small compiler: `args` parses, `check` applies the rules and gathers every complaint, `expand` writes
-//! the result. It knows syntax only; `grammar` is shared word by word with `fairing-core`, on which this crate does not
+//! the result. It knows syntax only; `grammar` is a link to the file in `fairing-core`, on which this crate does not
 //! depend.
 
 mod args;

@@ -36,12 +36,6 @@ fn accepted(args: TokenStream) -> String {
 }
 
 #[test]
-fn both_crates_read_alike() {
-    let core = concat!(env!("CARGO_MANIFEST_DIR"), "/../fairing-core/src/config/grammar.rs");
-    assert_eq!(include_str!("grammar.rs"), std::fs::read_to_string(core).unwrap(), "copy the one over the other");
-}
-
-#[test]
 fn every_argument_reaches_its_field() {
     let tokens = accepted(quote! {
         workers = 2, ps = 1, seed = 7, env = ["A", "B"], data = "data", target = "local", runs = "runs",

@@ -30,7 +30,7 @@ impl Samples {
     /// Panics if `features` is smaller than `classes`: every class needs a stripe.
     pub fn new(examples: usize, features: usize, classes: usize, device: &Device) -> Self {
         assert!(features >= classes, "{classes} classes need as many features, got {features}");
-        let mut noise = SplitMix(0);
+        let mut noise = SplitMix::new(0);
         let mut inputs = Vec::with_capacity(examples * features);
         let mut labels = Vec::with_capacity(examples);
         for _ in 0..examples {
@@ -72,9 +72,15 @@ impl Dataset for Samples {
 }
 
 /// SplitMix64 (Steele et al., OOPSLA 2014): a generator of three lines, so that no crate's update changes the data.
-struct SplitMix(u64);
+#[derive(Debug, Clone)]
+pub struct SplitMix(u64);
 
 impl SplitMix {
+    /// A generator that depends on `seed` alone.
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -83,7 +89,7 @@ impl SplitMix {
     }
 
     /// Uniform in [0, 1), with the 24 bits that an `f32` holds.
-    fn unit(&mut self) -> f32 {
+    pub fn unit(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1_u32 << 24) as f32
     }
 }

@@ -4,6 +4,8 @@
 //! uses no part of fairing, so that the two sides of a law have nothing in common but burn.
 
 pub mod data;
+pub mod law;
 pub mod line;
 pub mod models;
 pub mod plain;
+pub mod report;

@@ -1,3 +1,5 @@
+//! The attribute's layer, in the form that the macro can write as a constant.
+
 /// What stands in `#[distributed_training(...)]`, as the macro writes it down.
 ///
 /// The macro writes `Attribute { workers: Some(2), ..Attribute::NONE }`, so that a key of a later version does not break

@@ -1,3 +1,5 @@
+//! What can be wrong with a configuration, each mistake with the layer that it stands in.
+
 use std::fmt;
 use std::path::PathBuf;
 

@@ -1,3 +1,5 @@
+//! Every value of a configuration with the layer that set it, as a table for a person.
+
 use std::fmt;
 
 use super::Origin;

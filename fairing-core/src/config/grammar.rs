@@ -1,7 +1,8 @@
 //! What both crates must read alike: sizes, cores, variable names, targets, and what a misspelt word may have meant.
 //!
-//! `fairing-macros` cannot depend on `fairing-core`, so each has this file; a test there compares the two. Every
-//! function that can fail gives back what would have been right, to be put behind "expected".
+//! `fairing-macros` cannot depend on `fairing-core`, so its file of this name is a link to this one (`cargo package`
+//! copies what a link points to). Every function that can fail gives back what would have been right, to be put behind
+//! "expected".
 
 /// Units of memory and their bytes: a decimal or binary prefix, the `B` optional.
 const MEMORY_UNITS: [(&str, u64); 17] = [

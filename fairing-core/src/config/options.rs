@@ -1,3 +1,5 @@
+//! The last layer: settings in code.
+
 use std::path::PathBuf;
 
 use super::{Resources, Target};

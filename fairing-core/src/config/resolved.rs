@@ -1,3 +1,5 @@
+//! The configuration as it is meant, and the one function that joins the layers into it.
+
 use std::fmt;
 use std::path::PathBuf;
 

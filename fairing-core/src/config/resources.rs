@@ -1,3 +1,5 @@
+//! Cores and memory, with their units as people write them.
+
 use std::fmt;
 use std::str::FromStr;
 

@@ -1,3 +1,5 @@
+//! The one file of this module that looks at the file system.
+
 use std::path::{Path, PathBuf};
 
 use super::{ConfigError, Env};

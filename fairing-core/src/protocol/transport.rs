@@ -267,7 +267,10 @@ impl Stream for MemoryStream {
 mod tests {
     use super::*;
 
-    fn both() -> Vec<(&'static str, Box<dyn Transport>, Address, Option<tempfile::TempDir>)> {
+    /// A name, a transport, an address to listen on, and the folder that must live as long.
+    type Case = (&'static str, Box<dyn Transport>, Address, Option<tempfile::TempDir>);
+
+    fn both() -> Vec<Case> {
         let folder = tempfile::tempdir().unwrap();
         let socket = Address::Unix(folder.path().join("s"));
         vec![

@@ -11,7 +11,7 @@ use crate::config::{Config, LaunchOptions, ProcessEnv, Surroundings};
 use crate::observe::metrics::Metrics;
 use crate::protocol::connection::Connection;
 use crate::protocol::failure::Failure;
-use crate::protocol::message::{FromCoordinator, ToCoordinator};
+use crate::protocol::message::{FromCoordinator, Position, ToCoordinator};
 use crate::protocol::transport::{Memory, Transport};
 use crate::runtime::Model;
 use crate::runtime::replica::{Context, serve, work};
@@ -86,6 +86,7 @@ pub(crate) fn train_in_memory<T: DistributedTraining>(
         },
         transport: transport.clone(),
         status: Arc::new(RunStatus::default()),
+        start: Position::default(),
     };
     let turnstile = Arc::new(Turnstile { turn: Mutex::new(0), changed: Condvar::new() });
     std::thread::scope(|scope| {

@@ -127,16 +127,6 @@ pub enum RunError {
     Watcher(String),
 }
 
-impl RunError {
-    /// The exit status that tells this error to a shell.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            RunError::Killed => ExitCode::Stopped.code(),
-            _ => 1,
-        }
-    }
-}
-
 /// A run that has been started. Dropping it ends all its replicas.
 ///
 /// Made by [`DistributedTraining::start`].

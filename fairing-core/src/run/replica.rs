@@ -11,6 +11,7 @@ use crate::exit::ExitCode;
 use crate::lifeline;
 use crate::protocol::deadline::{FAREWELL, LEASE};
 use crate::protocol::failure::{Failure, FailureKind};
+use crate::protocol::message::Position;
 use crate::protocol::transport::Unix;
 use crate::runtime::Model;
 use crate::runtime::replica::{Context, remember_panics, serve, work};
@@ -70,7 +71,7 @@ pub(crate) fn dispatch<T: DistributedTraining>(value: &[u8]) -> ExitCode {
     remember_panics();
     let replica = placement.replica;
     let status = Arc::new(RunStatus::default());
-    let context = Context { placement, transport: Arc::new(Unix), status: status.clone() };
+    let context = Context { placement, transport: Arc::new(Unix), status: status.clone(), start: Position::default() };
     let ended = match replica.role {
         Role::Ps => serve(&context),
         Role::Worker => {
@@ -81,6 +82,8 @@ pub(crate) fn dispatch<T: DistributedTraining>(value: &[u8]) -> ExitCode {
                     process::exit(i32::from(ExitCode::LostPeer.code()))
                 });
             });
+            #[cfg(feature = "burn")]
+            crate::runtime::burn::compute_in_this_thread(context.placement.threads as usize);
             T::Model::seed(context.placement.seed);
             work(&context, |worker| value.train(worker)).map(drop)
         }

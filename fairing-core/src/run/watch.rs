@@ -273,7 +273,11 @@ impl Watcher {
     fn exited(&mut self, replica: Replica, exit: Exit) {
         self.exits.insert(replica, exit);
         self.order_of_exit.push(replica);
-        self.show(&Event::Exited { replica, exit });
+        // What only follows from the cause, or from our own hand, would hide it.
+        let echo = matches!(exit, Exit::Code(code) if ExitCode::from_code(code).is_some_and(ExitCode::is_echo));
+        if !echo && !self.killed && !self.ended_here.contains(&replica) {
+            self.show(&Event::Exited { replica, exit });
+        }
         if replica == self.topology.coordinator() {
             self.ended.store(true, Ordering::Release);
         }
@@ -468,7 +472,12 @@ impl Watcher {
         let summary = self.summary(status, now);
         let written = self.folder.write_summary(&summary);
         match error {
-            Some(error) => Err(error),
+            Some(error) => {
+                if matches!(error, RunError::Killed) {
+                    self.view.say("stopped before there was a result; nothing is left running");
+                }
+                Err(error)
+            }
             None => {
                 written?;
                 let current = std::env::current_dir().unwrap_or_default();
@@ -540,7 +549,9 @@ pub(super) fn describe_failure(failure: &Failure, exit: Option<&Exit>, last_line
             write!(text, "\n  | {line}").expect("a string can be written");
         }
     }
-    write!(text, "\n\nits whole log: {}", log.display()).expect("a string can be written");
+    if log.exists() {
+        write!(text, "\n\nits whole log: {}", log.display()).expect("a string can be written");
+    }
     text
 }
 

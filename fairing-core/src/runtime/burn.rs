@@ -15,11 +15,29 @@ use burn::tensor::{Bool, DType, Device, Gradients, Int, Tensor, TensorData};
 
 use super::layout::{Class, Layout, LayoutError, TensorSpec};
 use super::model::Model;
+use super::worker::Worker;
 
 /// The device on which models are trained by default: burn's CPU backend `flex`, with gradients.
 pub fn device() -> &'static Device {
     static DEVICE: OnceLock<Device> = OnceLock::new();
     DEVICE.get_or_init(|| Device::flex().autodiff())
+}
+
+/// Makes the calling thread, with `threads` - 1 others, the one that burn computes in.
+///
+/// burn hands loops to rayon. Called from a thread that is not rayon's own, each of them would be given to another thread and
+/// waited for: about forty changes of thread per step of a small network.
+pub(crate) fn compute_in_this_thread(threads: usize) {
+    let pool = rayon_core::ThreadPoolBuilder::new().num_threads(threads).use_current_thread();
+    // It fails if `main` has used rayon before: then burn computes as well, only with the changes of thread.
+    let _ = pool.build_global();
+}
+
+impl Worker {
+    /// The device to create model and data on: the processor, with gradients.
+    pub fn device(&self) -> &'static Device {
+        device()
+    }
 }
 
 /// burn's modules. Their parameters stay on the device on which the module was created.

@@ -35,6 +35,9 @@ const QUEUE: usize = 1024;
 /// Events kept for a caller that has not connected yet; older progress is worth nothing by then.
 const BACKLOG: usize = 10_000;
 
+/// Collectives that may be open at once: a worker waits for each, so an honest run has one, or two while answers travel.
+const OPEN_GATHERS: usize = 4;
+
 pub(crate) fn queue() -> (SyncSender<Event>, Receiver<Event>) {
     sync_channel(QUEUE)
 }
@@ -253,6 +256,10 @@ impl Coordinator {
     fn gather(&mut self, replica: Replica, sequence: u64, part: Vec<u8>) {
         if replica.role != Role::Worker {
             return;
+        }
+        if !self.gathers.contains_key(&sequence) && self.gathers.len() >= OPEN_GATHERS {
+            let message = format!("collective {sequence} while {OPEN_GATHERS} others are open");
+            return self.fail(replica, FailureKind::Protocol, message);
         }
         let workers = self.topology.worker_count();
         let gather = self

@@ -47,6 +47,8 @@ pub(crate) enum FromServer {
 pub(crate) struct ParameterServer {
     index: usize,
     topology: Topology,
+    /// The round that training starts with.
+    first_round: u64,
     status: Arc<RunStatus>,
     joining: Mutex<Joining>,
     joined: Condvar,
@@ -64,9 +66,10 @@ struct Joining {
 }
 
 impl ParameterServer {
-    pub(crate) fn new(index: usize, topology: Topology, status: Arc<RunStatus>) -> Arc<Self> {
+    pub(crate) fn new(index: usize, topology: Topology, first_round: u64, status: Arc<RunStatus>) -> Arc<Self> {
         let joining = Joining { present: vec![false; topology.worker_count()], ..Joining::default() };
-        let server = Self { index, topology, status, joining: Mutex::new(joining), joined: Condvar::new() };
+        let server =
+            Self { index, topology, first_round, status, joining: Mutex::new(joining), joined: Condvar::new() };
         let server = Arc::new(server);
         let waiting = Arc::downgrade(&server);
         server.status.on_failure(move || {
@@ -210,7 +213,8 @@ impl ParameterServer {
             && let (Some((_, reference)), Some(initial)) = (&joining.reference, joining.initial.take())
         {
             let range = shard(reference.layout.trained_len(), self.index, self.topology.ps_count());
-            let shard = Shard::new(&reference.layout, range, &reference.optimizer, initial, self.topology);
+            let shard =
+                Shard::new(&reference.layout, range, &reference.optimizer, initial, self.topology, self.first_round);
             joining.shard = Some(Arc::new(shard));
             self.joined.notify_all();
         }
@@ -391,14 +395,15 @@ impl Shard {
         optimizer: &Optimizer,
         parameters: Vec<f32>,
         topology: Topology,
+        first_round: u64,
     ) -> Self {
         let (pieces, ranges) = pieces(layout.trained(), &range);
         let workers = topology.worker_count();
         let slot_len = CHUNK.min(range.len());
         let values =
-            Values { parameters, optimizer: ShardOptimizer::new(optimizer.clone(), ranges), mean: vec![0.0; slot_len] };
+            Values { parameters, optimizer: ShardOptimizer::new(*optimizer, ranges), mean: vec![0.0; slot_len] };
         let progress = Progress {
-            round: 0,
+            round: first_round,
             heads: vec![None; workers],
             present: vec![false; pieces.len()],
             weights: vec![0.0; workers],

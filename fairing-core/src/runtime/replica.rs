@@ -28,6 +28,8 @@ pub(crate) struct Context {
     pub(crate) placement: Placement,
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) status: Arc<RunStatus>,
+    /// Where the run starts; anywhere but at the beginning once a run can go on where another one ended.
+    pub(crate) start: Position,
 }
 
 /// Runs a parameter server, and the coordinator if it is server 0, until the run is over.
@@ -36,7 +38,7 @@ pub(crate) struct Context {
 ///
 /// The failure of the run.
 pub(crate) fn serve(context: &Context) -> Result<(), Failure> {
-    let Context { placement, transport, status } = context;
+    let Context { placement, transport, status, start } = context;
     let replica = placement.replica;
     let index = replica.rank.index();
     let address = &placement.servers[index];
@@ -46,7 +48,7 @@ pub(crate) fn serve(context: &Context) -> Result<(), Failure> {
         message: format!("cannot listen at `{address}`: {error}"),
         round: None,
     })?;
-    let server = ParameterServer::new(index, placement.topology, status.clone());
+    let server = ParameterServer::new(index, placement.topology, start.round, status.clone());
     let (events, received) = queue();
     let door = Arc::new(Door {
         placement: placement.clone(),
@@ -61,7 +63,7 @@ pub(crate) fn serve(context: &Context) -> Result<(), Failure> {
         std::thread::spawn(move || door.accept(listener.as_ref()));
     }
     let coordinating = (index == 0).then(|| {
-        let coordinator = Coordinator::new(placement.topology, status.clone(), Position::default());
+        let coordinator = Coordinator::new(placement.topology, status.clone(), *start);
         std::thread::spawn(move || coordinator.run(&received))
     });
     let served =
@@ -168,7 +170,7 @@ pub(crate) fn work<M: Model>(
     context: &Context,
     train: impl FnOnce(&Worker) -> anyhow::Result<M>,
 ) -> Result<M, Failure> {
-    let Context { placement, transport, status } = context;
+    let Context { placement, transport, status, .. } = context;
     let (control, position) = Control::connect(placement, transport.as_ref(), status)?;
     let worker = Worker::new(placement.clone(), transport.clone(), control.clone(), status.clone(), position);
     let trained = run_train(&worker, placement.replica, train).and_then(|model| {

@@ -13,7 +13,7 @@ use super::worker::Worker;
 use crate::protocol::connection::{Connection, at_most};
 use crate::protocol::deadline::HELLO;
 use crate::protocol::failure::{Failure, FailureKind};
-use crate::protocol::message::{FromCoordinator, Hello, Purpose, Speaker, ToCoordinator};
+use crate::protocol::message::{FromCoordinator, Hello, Position, Purpose, Speaker, ToCoordinator};
 use crate::protocol::transport::{Memory, Transport, Unix};
 use crate::topology::{Address, Placement, Replica, Role, Topology};
 
@@ -121,7 +121,7 @@ struct Ends {
 type TrainFn<'a> = &'a (dyn Fn(&Worker) -> anyhow::Result<Flat> + Sync);
 
 fn run_over(transport: &Arc<dyn Transport>, servers: &[Address], topology: Topology, train: TrainFn<'_>) -> Ends {
-    run_watched(transport, servers, topology, train, &|_, _| {})
+    run_watched(transport, servers, topology, train, &|_, _| {}, Position::default())
 }
 
 /// Runs a whole topology in threads; `watch` sees what the caller hears and may speak.
@@ -131,6 +131,7 @@ fn run_watched(
     topology: Topology,
     train: TrainFn<'_>,
     watch: &(dyn Fn(&FromCoordinator, &mut Connection) + Sync),
+    start: Position,
 ) -> Ends {
     let context = |replica| Context {
         placement: Placement {
@@ -144,6 +145,7 @@ fn run_watched(
         },
         transport: transport.clone(),
         status: Arc::new(RunStatus::default()),
+        start,
     };
     std::thread::scope(|scope| {
         let mut serving = Vec::new();
@@ -326,7 +328,8 @@ fn a_rank_without_examples_weighs_nothing_and_its_nan_is_no_failure() {
         let mut model = worker.join(Flat::new(&[3], 0.0), Sgd::new())?;
         for epoch in worker.epochs(1) {
             for batch in epoch.batches(&data, 2) {
-                let empty = batch.len() == 0;
+                let examples = batch.len();
+                let empty = examples == 0;
                 assert_eq!(empty, worker.rank() == 1 && worker.rounds() == 1);
                 let value = if empty { f32::NAN } else { -1.0 };
                 worker.metric("loss", if empty { f64::NAN } else { 1.0 });
@@ -399,12 +402,18 @@ fn a_stop_ends_all_workers_in_the_same_round_and_the_model_comes_home() {
         Ok(model)
     };
     let transport: Arc<dyn Transport> = Arc::new(Memory::default());
-    let ends =
-        run_watched(&transport, &[Address::Memory("ps".into())], Topology::new(3, 1), &train, &|message, caller| {
+    let ends = run_watched(
+        &transport,
+        &[Address::Memory("ps".into())],
+        Topology::new(3, 1),
+        &train,
+        &|message, caller| {
             if matches!(message, FromCoordinator::Training) && !stopped.swap(true, Ordering::SeqCst) {
                 caller.send(&ToCoordinator::Stop).unwrap();
             }
-        });
+        },
+        Position::default(),
+    );
     let told = ends.caller.last().cloned();
     // Equal states, and so equal round numbers, or the models would differ.
     let rounds = ends.model().state[0] as u64;
@@ -451,7 +460,7 @@ fn replicas_that_do_not_fit_together_are_refused_by_name() {
     let join = |sizes: [usize; 2], optimizers: [Optimizer; 2]| {
         let train = move |worker: &Worker| {
             let rank = worker.rank();
-            Ok(worker.join(Flat::new(&[sizes[rank]], 0.0), optimizers[rank].clone())?)
+            Ok(worker.join(Flat::new(&[sizes[rank]], 0.0), optimizers[rank])?)
         };
         in_memory(Topology::new(2, 2), &train).failure().to_string()
     };
@@ -508,4 +517,28 @@ fn a_worker_whose_connection_breaks_is_named() {
         assert_eq!((failure.replica, failure.kind), (Replica::worker(1), FailureKind::Lost), "{failure}");
         assert!(ends.workers.iter().all(Result::is_err));
     }
+}
+
+#[test]
+fn a_run_goes_on_at_its_position() {
+    let train = |worker: &Worker| {
+        let data: Vec<f32> = (0..10).map(|i| i as f32).collect();
+        let mut model = worker.join(Flat::new(&[1], 0.0), Sgd::new())?;
+        let mut seen = Vec::new();
+        for epoch in worker.epochs(3) {
+            for batch in epoch.batches(&data, 2) {
+                seen.push((epoch.index(), batch[0]));
+                model = worker.step(model, Gradient::mean(vec![Some(vec![0.0])], batch.len()), 1.0)?;
+            }
+        }
+        let order = |epoch| super::data::permutation(3, epoch, 10);
+        let rest = (2..5).map(|batch| (1, order(1)[batch * 2] as f32));
+        let last = (0..5).map(|batch| (2, order(2)[batch * 2] as f32));
+        assert_eq!(seen, rest.chain(last).collect::<Vec<_>>());
+        assert_eq!(worker.rounds(), 15);
+        Ok(model)
+    };
+    let transport: Arc<dyn Transport> = Arc::new(Memory::default());
+    let start = Position { epoch: 1, batch: 2, round: 7 };
+    run_watched(&transport, &[Address::Memory("ps".into())], Topology::new(1, 1), &train, &|_, _| {}, start).model();
 }

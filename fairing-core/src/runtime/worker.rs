@@ -187,12 +187,6 @@ impl Worker {
         self.placement.threads as usize
     }
 
-    /// The device to create model and data on: the processor, with gradients.
-    #[cfg(feature = "burn")]
-    pub fn device(&self) -> &'static ::burn::prelude::Device {
-        super::burn::device()
-    }
-
     /// The folder that `data = "..."` names, absolute; without it, the folder that the process runs in.
     pub fn data_dir(&self) -> &Path {
         self.placement.data_dir.as_deref().unwrap_or(Path::new("."))
@@ -428,8 +422,9 @@ impl Worker {
     /// Does not block on the network and does not fail.
     pub fn metric(&self, name: &str, value: f64) {
         let place = self.place.get();
-        let round =
-            if place.examples.is_some() && !place.stepped { self.round.get() } else { self.round.get().max(1) - 1 };
+        // After the step of a batch and before the next one, the step in hand is still that one.
+        let stepped = place.examples.is_some() && place.stepped;
+        let round = if stepped { self.round.get() - 1 } else { self.round.get() };
         self.control.metric(MetricPoint {
             rank: self.placement.replica.rank,
             name: name.to_owned(),
