@@ -5,6 +5,7 @@
 
 pub mod data;
 pub mod law;
+pub mod line;
 pub mod models;
 pub mod plain;
 pub mod report;

@@ -56,8 +56,7 @@ impl Connection {
         Ok(Self { stream: self.stream.try_clone()? })
     }
 
-    /// Ends both directions.
-    #[cfg(test)]
+    /// Ends both directions, also for those who hold a clone; what was sent before still arrives.
     pub(crate) fn shutdown(&self) {
         self.stream.shutdown();
     }

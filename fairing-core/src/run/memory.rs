@@ -186,5 +186,9 @@ fn collect(hear: &Receiver<Heard>) -> Metrics {
             Heard::Gone => break,
         }
     }
+    if let Some(coordinator) = coordinator {
+        // The listening thread and the one that the coordinator reads with would otherwise wait for each other.
+        coordinator.shutdown();
+    }
     metrics
 }

@@ -94,8 +94,8 @@ pub enum RunError {
     },
     /// The launch happens in a test, and it cannot be told in which.
     #[error(
-        "`launch()` in a test needs the test's own thread, named after it (call it directly in the `#[test]` function, \
-             without `--test-threads=1`), or use `train_in_memory`, which starts no process"
+        "`launch()` in a test needs the test's own thread, which is named after it (call it directly in the `#[test]` \
+             function), or use `train_in_memory`, which starts no process"
     )]
     UnknownTest,
     /// The run's folder or a file in it cannot be written.

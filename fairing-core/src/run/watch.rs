@@ -23,7 +23,7 @@ use crate::observe::report::{Files, Host, Phase, Status, Summary, Versions};
 use crate::observe::run_folder::{LogFiles, RunFolder};
 use crate::observe::terminal::{View, terminal};
 use crate::protocol::connection::Connection;
-use crate::protocol::deadline::{FAREWELL, JOIN};
+use crate::protocol::deadline::{FAREWELL, HEARTBEAT, JOIN};
 use crate::protocol::failure::{Failure, FailureKind};
 use crate::protocol::message::{FromCoordinator, ToCoordinator};
 use crate::protocol::transport::Unix;
@@ -37,6 +37,11 @@ const TICK: Duration = Duration::from_millis(50);
 
 /// How long replicas have to end after a failure is known, beyond what they take by themselves.
 const GRACE: Duration = FAREWELL.checked_mul(2).expect("ten seconds");
+
+/// How long the coordinator has to make itself heard after a replica has ended that it has not mentioned yet. A quick
+/// replica can end before the watcher has attached, or before it has read what the coordinator wrote; of a replica that
+/// the coordinator never met there is nothing to be heard, and the others should not wait for it longer than this.
+const HEARSAY: Duration = HEARTBEAT;
 
 /// What the watcher is told.
 pub(super) enum Message {
@@ -70,7 +75,8 @@ impl Watch {
         let metrics_file = MetricsWriter::create(self.folder.metrics())?;
         let mut view = terminal(topology, &ProcessEnv);
         if let Some(advice) = unoptimised() {
-            view.show(&Event::Warning(advice), Instant::now());
+            // Said, not shown: a shown warning is one line, and these lines are to be pasted.
+            view.say(&format!("warning: {advice}"));
         }
         view.say(&format!("{} with {topology}, seed {}", self.type_name, self.seed));
         let interrupts = Interrupts::count();
@@ -119,12 +125,13 @@ impl Watch {
             progress: BTreeMap::new(),
             exits: BTreeMap::new(),
             order_of_exit: Vec::new(),
+            ended_here: BTreeSet::new(),
+            verdict: None,
             failure: None,
             complete: None,
             model: None,
             trouble: None,
             deadline: None,
-            ended_by_us: false,
             all_joined: None,
             training: None,
             trained: None,
@@ -168,6 +175,10 @@ struct Watcher {
     progress: BTreeMap<Rank, Progress>,
     exits: BTreeMap<Replica, Exit>,
     order_of_exit: Vec<Replica>,
+    /// Replicas that were ended from here.
+    ended_here: BTreeSet<Replica>,
+    /// When what is known of an ended replica decides how long the others may go on.
+    verdict: Option<Instant>,
     failure: Option<Failure>,
     /// Whether the completed run was stopped.
     complete: Option<bool>,
@@ -176,8 +187,6 @@ struct Watcher {
     trouble: Option<RunError>,
     /// When the replicas that still run are ended.
     deadline: Option<Instant>,
-    /// Whether they were.
-    ended_by_us: bool,
     all_joined: Option<Instant>,
     training: Option<Instant>,
     trained: Option<Instant>,
@@ -228,7 +237,12 @@ impl Watcher {
                 self.tell_coordinator(&ToCoordinator::Acknowledged);
                 self.end_by(Instant::now() + GRACE);
             }
-            Message::Coordinator(Heard::Gone) => self.coordinator = None,
+            Message::Coordinator(Heard::Gone) => {
+                self.coordinator = None;
+                if self.complete.is_some() {
+                    self.end_by(Instant::now() + GRACE);
+                }
+            }
             Message::Stop => self.stop(),
             Message::Kill => self.kill(),
         }
@@ -261,7 +275,7 @@ impl Watcher {
         self.order_of_exit.push(replica);
         // What only follows from the cause, or from our own hand, would hide it.
         let echo = matches!(exit, Exit::Code(code) if ExitCode::from_code(code).is_some_and(ExitCode::is_echo));
-        if !echo && !self.killed && !self.ended_by_us {
+        if !echo && !self.killed && !self.ended_here.contains(&replica) {
             self.show(&Event::Exited { replica, exit });
         }
         if replica == self.topology.coordinator() {
@@ -270,9 +284,18 @@ impl Watcher {
         if self.complete.is_some() || self.killed {
             return;
         }
-        // The coordinator sees at once that a known replica is gone and says why; of one that it never met it cannot know.
-        let known = self.joined.contains(&replica) && self.coordinator.is_some();
-        self.end_by(Instant::now() + if known { GRACE } else { Duration::ZERO });
+        let now = Instant::now();
+        self.end_by(now + GRACE);
+        self.verdict.get_or_insert(now + HEARSAY);
+    }
+
+    /// Whether a replica has ended without ever having met the coordinator, or the coordinator itself has: nobody will say
+    /// more of it.
+    fn is_unheard_of(&self, replica: &Replica) -> bool {
+        match self.coordinator {
+            Some(_) => !self.joined.contains(replica),
+            None => self.exits.contains_key(&self.topology.coordinator()),
+        }
     }
 
     fn end_by(&mut self, deadline: Instant) {
@@ -309,7 +332,13 @@ impl Watcher {
                 self.tell_coordinator(&ToCoordinator::Acknowledged);
                 self.end_by(Instant::now() + GRACE);
             }
-            FromCoordinator::Complete { stopped, .. } => self.complete = Some(stopped),
+            FromCoordinator::Complete { stopped, .. } => {
+                self.complete = Some(stopped);
+                if !self.killed {
+                    // Replicas that have ended had done their part, and a large model may take its time.
+                    self.deadline = None;
+                }
+            }
             // Meant for replicas.
             FromCoordinator::Welcome { .. }
             | FromCoordinator::Refused { .. }
@@ -352,11 +381,18 @@ impl Watcher {
         if self.joined.is_empty() && self.spawned.elapsed() > JOIN + GRACE {
             self.end_by(now);
         }
+        if self.verdict.take_if(|verdict| *verdict <= now).is_some()
+            && self.complete.is_none()
+            && self.failure.is_none()
+            && self.exits.keys().any(|replica| self.is_unheard_of(replica))
+        {
+            self.end_by(now);
+        }
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             self.deadline = None;
-            self.ended_by_us = true;
             for placement in &self.plan.placements {
                 if !self.exits.contains_key(&placement.replica) {
+                    self.ended_here.insert(placement.replica);
                     self.launched.kill(placement.replica);
                 }
             }
@@ -370,9 +406,8 @@ impl Watcher {
         }
         let is_cause = |replica: &&Replica| match self.exits[*replica] {
             Exit::Code(code) => ExitCode::from_code(code).is_none_or(|code| !code.is_echo()),
-            Exit::Signal(_) => true,
+            Exit::Signal(_) => !self.ended_here.contains(*replica),
         };
-        // Ours are the last to be ended, so the first exit that is no echo is the cause.
         let replica = self.order_of_exit.iter().find(is_cause).or(self.order_of_exit.first()).copied();
         let replica = replica.unwrap_or(self.topology.coordinator());
         let known = |code| match code {
@@ -393,7 +428,10 @@ impl Watcher {
                 (ExitCode::from_code(*code).map_or(FailureKind::Lost, known), String::new())
             }
             Some(Exit::Code(code)) => match ExitCode::from_code(*code) {
-                Some(code @ (ExitCode::Configuration | ExitCode::Layout)) => (known(code), String::new()),
+                // Codes that only fairing exits with, so this one did reach `launch()`.
+                Some(code) if !matches!(code, ExitCode::Success | ExitCode::Panic | ExitCode::NeverLaunched) => {
+                    (known(code), String::new())
+                }
                 _ => (
                     FailureKind::NeverLaunched,
                     "every replica runs `main` up to its first `launch()` (skip what only the caller needs where \
