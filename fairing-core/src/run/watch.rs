@@ -23,7 +23,7 @@ use crate::observe::report::{Files, Host, Phase, Status, Summary, Versions};
 use crate::observe::run_folder::{LogFiles, RunFolder};
 use crate::observe::terminal::{View, terminal};
 use crate::protocol::connection::Connection;
-use crate::protocol::deadline::{FAREWELL, JOIN};
+use crate::protocol::deadline::{FAREWELL, HEARTBEAT, JOIN};
 use crate::protocol::failure::{Failure, FailureKind};
 use crate::protocol::message::{FromCoordinator, ToCoordinator};
 use crate::protocol::transport::Unix;
@@ -124,7 +124,7 @@ impl Watch {
             model: None,
             trouble: None,
             deadline: None,
-            ended_by_us: false,
+            ended_by_us: BTreeSet::new(),
             all_joined: None,
             training: None,
             trained: None,
@@ -176,8 +176,8 @@ struct Watcher {
     trouble: Option<RunError>,
     /// When the replicas that still run are ended.
     deadline: Option<Instant>,
-    /// Whether they were.
-    ended_by_us: bool,
+    /// Those that were.
+    ended_by_us: BTreeSet<Replica>,
     all_joined: Option<Instant>,
     training: Option<Instant>,
     trained: Option<Instant>,
@@ -261,7 +261,7 @@ impl Watcher {
         self.order_of_exit.push(replica);
         // What only follows from the cause, or from our own hand, would hide it.
         let echo = matches!(exit, Exit::Code(code) if ExitCode::from_code(code).is_some_and(ExitCode::is_echo));
-        if !echo && !self.killed && !self.ended_by_us {
+        if !echo && !self.killed && !self.is_ours(replica, exit) {
             self.show(&Event::Exited { replica, exit });
         }
         if replica == self.topology.coordinator() {
@@ -271,8 +271,14 @@ impl Watcher {
             return;
         }
         // The coordinator sees at once that a known replica is gone and says why; of one that it never met it cannot know.
+        // Whether it met this one may still be on its way here.
         let known = self.joined.contains(&replica) && self.coordinator.is_some();
-        self.end_by(Instant::now() + if known { GRACE } else { Duration::ZERO });
+        self.end_by(Instant::now() + if known { GRACE } else { HEARTBEAT });
+    }
+
+    /// Whether an exit is the work of this side's own hand.
+    fn is_ours(&self, replica: Replica, exit: Exit) -> bool {
+        matches!(exit, Exit::Signal(_)) && self.ended_by_us.contains(&replica)
     }
 
     fn end_by(&mut self, deadline: Instant) {
@@ -354,9 +360,9 @@ impl Watcher {
         }
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             self.deadline = None;
-            self.ended_by_us = true;
             for placement in &self.plan.placements {
                 if !self.exits.contains_key(&placement.replica) {
+                    self.ended_by_us.insert(placement.replica);
                     self.launched.kill(placement.replica);
                 }
             }
@@ -370,9 +376,9 @@ impl Watcher {
         }
         let is_cause = |replica: &&Replica| match self.exits[*replica] {
             Exit::Code(code) => ExitCode::from_code(code).is_none_or(|code| !code.is_echo()),
-            Exit::Signal(_) => true,
+            exit @ Exit::Signal(_) => !self.is_ours(**replica, exit),
         };
-        // Ours are the last to be ended, so the first exit that is no echo is the cause.
+        // The first exit that is neither an echo nor our work.
         let replica = self.order_of_exit.iter().find(is_cause).or(self.order_of_exit.first()).copied();
         let replica = replica.unwrap_or(self.topology.coordinator());
         let known = |code| match code {
@@ -419,7 +425,11 @@ impl Watcher {
             None => {
                 let failure = self.cause();
                 Some(RunError::Failed {
-                    exit: self.exits.get(&failure.replica).copied(),
+                    exit: self
+                        .exits
+                        .get(&failure.replica)
+                        .copied()
+                        .filter(|exit| !self.is_ours(failure.replica, *exit)),
                     last_lines: self.launched.last_lines(failure.replica),
                     logs: self.folder.log(failure.replica),
                     failure,
