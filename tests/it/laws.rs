@@ -137,7 +137,8 @@ fn running_statistics_are_averaged_by_examples() {
             let weight = seen as f32 / examples as f32;
             let own = plain::parameters(&model);
             if mean.is_empty() {
-                mean = own.iter().map(|p| Parameter { path: p.path.clone(), values: vec![0.0; p.values.len()] }).collect();
+                mean =
+                    own.iter().map(|p| Parameter { path: p.path.clone(), values: vec![0.0; p.values.len()] }).collect();
             }
             for (mean, own) in mean.iter_mut().zip(own) {
                 mean.values.iter_mut().zip(own.values).for_each(|(mean, value)| *mean += weight * value);
@@ -209,7 +210,8 @@ fn same_seed_same_bits_and_another_seed_others() {
     assert!(by_processes(&law, 2, 2, 8) != first, "seeds 7 and 8");
     let (plain, _) = law.plain(7);
     let plain = plain::flat(&plain);
-    let largest = plain.iter().zip(&first).map(|(plain, bits)| (plain - f32::from_bits(*bits)).abs()).fold(0.0, f32::max);
+    let largest =
+        plain.iter().zip(&first).map(|(plain, bits)| (plain - f32::from_bits(*bits)).abs()).fold(0.0, f32::max);
     assert!(largest <= TOLERANCE, "seed 7 differs from the plain loop with seed 7 by {largest:e}");
 }
 

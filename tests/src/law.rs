@@ -242,8 +242,7 @@ impl Law {
     pub fn plain(&self, seed: u64) -> (AnyModel, Vec<f64>) {
         let device = Device::flex().autodiff();
         let samples = self.kind.samples(self.examples, &device);
-        let schedule =
-            Schedule { epochs: self.epochs, batch_size: self.batch_size, learning_rate: self.learning_rate };
+        let schedule = Schedule { epochs: self.epochs, batch_size: self.batch_size, learning_rate: self.learning_rate };
         plain::train(
             self.kind.model(seed, &device),
             self.rule.burns(),
