@@ -95,7 +95,6 @@ impl Rule {
 
 /// Any of the models, so that one annotated type trains all of them.
 #[derive(Module, Debug)]
-#[expect(clippy::large_enum_variant, reason = "a test holds a handful of them")]
 pub enum AnyModel {
     /// See [`Kind::Cnn`].
     Cnn(Cnn<12>),
