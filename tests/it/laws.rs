@@ -14,9 +14,9 @@ use fairing_tests::plain::{self, Parameter};
 use crate::run::{Laws, SMALL};
 
 /// Largest difference of a parameter, of about 0.2, after eight steps. Sums in another order round differently, and
-/// Adam divides by the size of the gradient, so that it magnifies what rounding does to a small one. Measured: see the
-/// assertion's message; a wrong weight of the last batch or of one rank makes differences above 1e-3.
-const TOLERANCE: f32 = 2e-5;
+/// Adam divides by the size of the gradient, so that it magnifies what rounding does to a small one. Measured over all
+/// cases: 2.7e-6. Counting the stand-in of an empty part as an example makes 7e-2.
+const TOLERANCE: f32 = 1e-5;
 
 /// Models whose examples do not influence each other.
 const INDEPENDENT: [Kind; 4] = [Kind::Cnn, Kind::Odd, Kind::Lopsided, Kind::Unused];
@@ -80,8 +80,8 @@ fn n_workers_with_a_share_of_the_batch_equal_one_process_with_the_whole() {
 
 #[test]
 fn a_number_of_examples_that_does_not_divide_changes_nothing() {
-    // 41 by 12 leaves 5 for up to four workers; 12 leaves nothing; 25 by 24 leaves 1 with six or more a worker.
-    for (examples, batch_size) in [(41, 12), (12, 12), (25, 24), (7, 12)] {
+    // The last batch has 5, 2, 3, 12 and 1, and 7 are less than one batch. Of 2 and 3, four workers have empty parts.
+    for (examples, batch_size) in [(41, 12), (38, 12), (39, 12), (12, 12), (25, 24), (7, 12)] {
         for workers in 1..=4 {
             agrees_with_plain(&Law { examples, batch_size, rule: Rule::Adam, ..SMALL }, workers);
         }

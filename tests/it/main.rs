@@ -1,8 +1,11 @@
 //! Tests with real processes and real models.
 
+mod bad_input;
 mod laws;
 mod lifecycle;
+mod outcome;
 mod processes;
 mod run;
 mod structure;
 mod support;
+mod terminal;

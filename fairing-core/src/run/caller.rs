@@ -57,9 +57,12 @@ fn converse(
     while goes_on {
         let message: FromCoordinator = connection.receive(patience)?;
         let complete = matches!(message, FromCoordinator::Complete { .. });
-        goes_on = hear(Heard::Said(message));
+        let failed = matches!(message, FromCoordinator::RunFailed(_));
+        // Nothing follows either. Between threads the other end may stay open behind it: its reader waits for this one.
+        goes_on = hear(Heard::Said(message)) && !failed;
         if complete {
-            goes_on &= hear(Heard::Model(connection.receive_frame(Kind::Model, &at_most(STALL))?));
+            hear(Heard::Model(connection.receive_frame(Kind::Model, &at_most(STALL))?));
+            goes_on = false;
         }
     }
     Ok(())

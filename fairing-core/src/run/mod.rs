@@ -214,10 +214,11 @@ pub(crate) fn start<T: DistributedTraining>(value: &T, options: &LaunchOptions) 
         return Err(RunError::DataFolder { path });
     }
     let type_name = short_name(T::NAME);
+    // Before the run's folder, so that a run that cannot be launched leaves none.
+    let launcher = LocalLauncher::new()?;
     let folder = RunFolder::create(&config.runs, type_name, started.1)?;
     let name = folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
 
-    let launcher = LocalLauncher::new()?;
     let plan = LaunchPlan {
         run: name.clone(),
         placements: placements(&name, &config, launcher.addresses(&config.topology)),

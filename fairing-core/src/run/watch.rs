@@ -457,7 +457,9 @@ impl Watcher {
             None => {
                 let failure = self.cause();
                 Some(RunError::Failed {
-                    exit: self.exits.get(&failure.replica).copied(),
+                    exit: self.exits.get(&failure.replica).copied().filter(|exit| {
+                        !(matches!(exit, Exit::Signal(_)) && self.ended_here.contains(&failure.replica))
+                    }),
                     last_lines: self.launched.last_lines(failure.replica),
                     logs: self.folder.log(failure.replica),
                     failure,
