@@ -65,7 +65,11 @@ impl Live {
         if self.finished || fresh && !self.drawn.is_empty() {
             return;
         }
-        let erase = self.erase();
+        let mut erase = self.erase();
+        if erase.is_empty() && self.drawn_at.is_some() {
+            // Behind what was written above the bars, the terminal may have echoed a key, such as `^C`.
+            erase.push('\r');
+        }
         let size = (self.size)();
         let lines = frame(&self.board, size, now);
         self.drawn = lines.iter().map(|(_, line)| line.chars().count()).collect();
@@ -207,6 +211,8 @@ fn bar(share: f64, width: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use expect_test::{Expect, expect};
 
     use super::super::testing::{Broken, Screen, Script};
@@ -391,6 +397,19 @@ mod tests {
         shown.finish(Instant::now());
         assert!(!screen.text().contains("elapsed") && !screen.text().contains("[="), "{}", screen.text());
         assert!(screen.text().starts_with("worker 0 │ 60000 images"), "{}", screen.text());
+    }
+
+    #[test]
+    fn key_echoed_between_two_writes_wraps_no_bar() {
+        let screen = Screen::new(80, 24);
+        let mut shown = view(&screen, Topology::new(2, 1), false);
+        Script::whole_run().cut(14).play_open(&mut shown);
+        shown.say("a note");
+        screen.clone().write_all(b"^C").unwrap();
+        shown.tick(Instant::now());
+        assert!(screen.text().contains("a note\nworker 0  epoch"), "{}", screen.text());
+        shown.finish(Instant::now());
+        assert!(!screen.text().contains("[=") && !screen.text().contains("elapsed"), "{}", screen.text());
     }
 
     #[test]
