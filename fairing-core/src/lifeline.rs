@@ -40,6 +40,9 @@ pub(crate) const PRIVATE_FOLDER_PREFIX: &str = "fairing-";
 /// Lowest descriptor that the pipe is moved to, out of the way of programs that expect inherited ones from 3 on.
 const LOWEST_DESCRIPTOR: i32 = 10;
 
+/// How long a replica that finds its launcher gone waits to be ended by its lifeline, which takes microseconds.
+const LIFELINE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Bytes taken from the pipe at once: what a Linux pipe holds.
 const READ_BYTES: usize = 64 << 10;
 
@@ -115,6 +118,27 @@ pub fn payload(timeout: Duration) -> Result<Vec<u8>, LifelineError> {
             *payload = Payload::Pending;
             Err(LifelineError::TimedOut { waited: timeout })
         }
+    }
+}
+
+/// Ends what this replica has started. To be called right before the replica ends by itself.
+///
+/// The launcher does it too, unless it has just died: then other replicas end, and a replica that ends because of them
+/// could do so before its own lifeline has told it, and leave its children behind.
+pub(crate) fn end_children() {
+    if !is_attached() || !leads_its_group() {
+        return;
+    }
+    let group = rustix::process::getpgrp();
+    // In the launcher's group, this process survives the end of its own.
+    let launchers = rustix::process::getppid().and_then(|launcher| rustix::process::getpgid(Some(launcher)).ok());
+    match launchers {
+        Some(launchers) if rustix::process::setpgid(None, Some(launchers)).is_ok() => {
+            // The only failure is that nothing is left to be killed.
+            let _ = rustix::process::kill_process_group(group, Signal::KILL);
+        }
+        // The launcher is gone: the lifeline ends this process and the group at any moment.
+        _ => thread::sleep(LIFELINE_TIMEOUT),
     }
 }
 

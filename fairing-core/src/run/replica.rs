@@ -31,6 +31,7 @@ pub(super) fn take_part() -> ! {
     };
     // The buffer of standard output is the user's; `exit` runs no destructor.
     let _ = std::io::stdout().flush();
+    lifeline::end_children();
     process::exit(i32::from(code.code()))
 }
 
@@ -79,6 +80,7 @@ pub(crate) fn dispatch<T: DistributedTraining>(value: &[u8]) -> ExitCode {
             status.on_failure(|| {
                 std::thread::spawn(|| {
                     std::thread::sleep(FAREWELL);
+                    lifeline::end_children();
                     process::exit(i32::from(ExitCode::LostPeer.code()))
                 });
             });

@@ -275,7 +275,7 @@ impl Watcher {
         self.order_of_exit.push(replica);
         // What only follows from the cause, or from our own hand, would hide it.
         let echo = matches!(exit, Exit::Code(code) if ExitCode::from_code(code).is_some_and(ExitCode::is_echo));
-        if !echo && !self.killed && !self.ended_here.contains(&replica) {
+        if !echo && !self.killed && !self.is_ours(replica, exit) {
             self.show(&Event::Exited { replica, exit });
         }
         if replica == self.topology.coordinator() {
@@ -399,6 +399,11 @@ impl Watcher {
         }
     }
 
+    /// Whether a replica ended because it was killed from here.
+    fn is_ours(&self, replica: Replica, exit: Exit) -> bool {
+        matches!(exit, Exit::Signal(_)) && self.ended_here.contains(&replica)
+    }
+
     /// The cause of a run that did not complete.
     fn cause(&self) -> Failure {
         if let Some(failure) = &self.failure {
@@ -406,7 +411,7 @@ impl Watcher {
         }
         let is_cause = |replica: &&Replica| match self.exits[*replica] {
             Exit::Code(code) => ExitCode::from_code(code).is_none_or(|code| !code.is_echo()),
-            Exit::Signal(_) => !self.ended_here.contains(*replica),
+            exit @ Exit::Signal(_) => !self.is_ours(**replica, exit),
         };
         let replica = self.order_of_exit.iter().find(is_cause).or(self.order_of_exit.first()).copied();
         let replica = replica.unwrap_or(self.topology.coordinator());
@@ -456,10 +461,9 @@ impl Watcher {
             None if self.killed => Some(RunError::Killed),
             None => {
                 let failure = self.cause();
+                let exit = self.exits.get(&failure.replica).copied();
                 Some(RunError::Failed {
-                    exit: self.exits.get(&failure.replica).copied().filter(|exit| {
-                        !(matches!(exit, Exit::Signal(_)) && self.ended_here.contains(&failure.replica))
-                    }),
+                    exit: exit.filter(|exit| !self.is_ours(failure.replica, *exit)),
                     last_lines: self.launched.last_lines(failure.replica),
                     logs: self.folder.log(failure.replica),
                     failure,
