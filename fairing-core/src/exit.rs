@@ -17,10 +17,9 @@ use std::fmt;
 /// | 71 | a peer did not answer in time |
 /// | 101 | panicked |
 /// | 130 | stopped by the user (Ctrl-C; the launcher's code) |
-/// | 143 | left after a SIGTERM of its own |
 ///
 /// 64 to 71 lie in the range that `sysexits.h` leaves to programs, below the 126 and up that shells use; 101 is Rust's own
-/// code for a panic; 130 and 143 are what shells report for SIGINT and SIGTERM.
+/// code for a panic; 130 is what shells report for SIGINT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ExitCode {
     /// Did its part to the end.
@@ -45,11 +44,9 @@ pub enum ExitCode {
     Panic,
     /// Stopped by the user; the launcher's code.
     Stopped,
-    /// Left after a SIGTERM of its own.
-    Leaving,
 }
 
-const ALL: [ExitCode; 12] = [
+const ALL: [ExitCode; 11] = [
     ExitCode::Success,
     ExitCode::UserError,
     ExitCode::Layout,
@@ -61,7 +58,6 @@ const ALL: [ExitCode; 12] = [
     ExitCode::Timeout,
     ExitCode::Panic,
     ExitCode::Stopped,
-    ExitCode::Leaving,
 ];
 
 impl ExitCode {
@@ -79,7 +75,6 @@ impl ExitCode {
             ExitCode::Timeout => 71,
             ExitCode::Panic => 101,
             ExitCode::Stopped => 130,
-            ExitCode::Leaving => 143,
         }
     }
 
@@ -102,7 +97,6 @@ impl ExitCode {
             ExitCode::Timeout => "waited in vain for a peer",
             ExitCode::Panic => "panicked",
             ExitCode::Stopped => "was stopped by the user",
-            ExitCode::Leaving => "left after a SIGTERM",
         }
     }
 

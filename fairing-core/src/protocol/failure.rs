@@ -32,6 +32,8 @@ pub enum FailureKind {
     NotFinite,
     /// The replicas do not train the same model, or not a trainable one.
     Layout,
+    /// A worker's model or number of steps differs from the others' at the end.
+    Diverged,
     /// The run cannot be as it is configured, for example more workers than examples.
     Configuration,
     /// A replica ended, or fell silent, without a word.
@@ -52,6 +54,7 @@ impl fmt::Display for Failure {
             FailureKind::Panicked => write!(f, "panicked")?,
             FailureKind::NotFinite => write!(f, "computed a number that is not finite")?,
             FailureKind::Layout => write!(f, "has a model that cannot be trained here")?,
+            FailureKind::Diverged => write!(f, "no longer agrees with the others")?,
             FailureKind::Configuration => write!(f, "cannot run as configured")?,
             FailureKind::Lost => write!(f, "was lost")?,
             FailureKind::NeverLaunched => write!(f, "did not reach `launch()`")?,

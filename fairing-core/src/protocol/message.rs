@@ -1,6 +1,7 @@
 //! Control messages between replicas, the coordinator and the caller.
 
 use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 
 use super::failure::Failure;
 use crate::observe::events::{Metric, Progress};
@@ -49,7 +50,11 @@ pub(crate) enum ToCoordinator {
     /// A replica lives; workers add what is new.
     Report(Report),
     /// One rank's part of a collective.
-    Gather { sequence: u64, part: Vec<u8> },
+    Gather {
+        sequence: u64,
+        #[serde(with = "serde_bytes")]
+        part: Vec<u8>,
+    },
     /// Something ended this replica's part.
     Failed(Failure),
     /// `train` returned a model; rank 0's follows as a model frame.
@@ -65,6 +70,8 @@ pub(crate) enum ToCoordinator {
 pub(crate) struct Report {
     pub(crate) progress: Option<Progress>,
     pub(crate) metrics: Vec<MetricPoint>,
+    /// Where the worker stands.
+    pub(crate) position: Position,
     /// Rounds before this one get no more metrics from this worker.
     pub(crate) rounds_done: u64,
 }
@@ -86,7 +93,7 @@ pub(crate) enum FromCoordinator {
     /// The answer to a hello that cannot be accepted.
     Refused { reason: String },
     /// Every rank's part of a collective, in rank order.
-    Gathered { sequence: u64, parts: Vec<Vec<u8>> },
+    Gathered { sequence: u64, parts: Vec<ByteBuf> },
     /// The run has failed; end.
     RunFailed(Failure),
     /// The run is complete; end.

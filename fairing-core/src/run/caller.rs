@@ -23,6 +23,9 @@ pub(super) enum Heard {
     Gone,
 }
 
+/// How often a caller calls again; a coordinator that hangs up more often than this is not to be reached.
+const CALLS: usize = 100;
+
 /// Attaches to a run and calls `hear` with everything until the connection ends or `hear` returns `false`.
 ///
 /// `ended` stops the attempt to connect, for example when the coordinator's process has died.
@@ -37,13 +40,21 @@ pub(super) fn listen(
         false => Ok(()),
         true => Err(io::Error::other("the run has ended")),
     };
-    let connected = connect_patiently(transport, address, Instant::now() + JOIN, &waiting)
-        .map_err(ConnectionError::Broken)
-        .and_then(|stream| attach(Connection::new(stream), run));
     // Between rounds the coordinator may have nothing to say for long; a dead one ends the connection.
     let patience = |_| waiting().map_err(|error| error.to_string());
-    // Whoever hears `Gone` knows the reason from elsewhere.
-    let _ = connected.and_then(|connection| converse(connection, &patience, &mut hear));
+    // A caller that was stopped for a while (Ctrl-Z) has been hung up on, and comes back.
+    for _ in 0..CALLS {
+        let connected = connect_patiently(transport, address, Instant::now() + JOIN, &waiting)
+            .map_err(ConnectionError::Broken)
+            .and_then(|stream| attach(Connection::new(stream), run));
+        // Why a connection ends is seen elsewhere, from the coordinator's process or from what it said before.
+        if connected.and_then(|connection| converse(connection, &patience, &mut hear)).is_ok() {
+            break;
+        }
+        if waiting().is_err() || !hear(Heard::Gone) {
+            return;
+        }
+    }
     hear(Heard::Gone);
 }
 

@@ -72,6 +72,8 @@ pub(crate) fn train_in_memory<T: DistributedTraining>(
     let surroundings = Surroundings::read(&ProcessEnv)?;
     let config = Config::resolve(&T::ATTRIBUTE, &surroundings, &ProcessEnv, &LaunchOptions::new())?.config;
     let bytes = value.to_bytes().map_err(|reason| TrainError::Value { reason })?;
+    // A value that cannot be read back is better known here than from a replica.
+    T::from_bytes(&bytes).map_err(|reason| TrainError::Value { reason })?;
     let servers: Vec<_> = (0..topology.ps.get()).map(|rank| Address::Memory(Replica::ps(rank).file_name())).collect();
     let transport: Arc<dyn Transport> = Arc::new(Memory::default());
     let context = |replica| Context {
@@ -124,7 +126,7 @@ fn spawn_worker<'scope, T: DistributedTraining>(
     turnstile: Arc<Turnstile>,
 ) -> std::thread::ScopedJoinHandle<'scope, Result<(), Failure>> {
     scope.spawn(move || {
-        let value = T::from_bytes(&bytes).expect("what was encoded just before can be decoded");
+        let value = T::from_bytes(&bytes).expect("it was decoded once before");
         train_one(&context, &value, &turnstile).map(drop)
     })
 }

@@ -106,7 +106,7 @@ fn exit_code(failure: &Failure) -> ExitCode {
         FailureKind::User => ExitCode::UserError,
         FailureKind::Panicked => ExitCode::Panic,
         FailureKind::NotFinite => ExitCode::NotFinite,
-        FailureKind::Layout => ExitCode::Layout,
+        FailureKind::Layout | FailureKind::Diverged => ExitCode::Layout,
         FailureKind::Configuration => ExitCode::Configuration,
         FailureKind::NeverLaunched => ExitCode::NeverLaunched,
         FailureKind::Timeout => ExitCode::Timeout,

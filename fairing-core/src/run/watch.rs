@@ -17,7 +17,7 @@ use crate::config::ProcessEnv;
 use crate::exit::ExitCode;
 use crate::launch::{LaunchPlan, Launched, Launcher, ReplicaEvent};
 use crate::observe::events::{Event, Exit, Progress};
-use crate::observe::git;
+use crate::observe::git::{self, Commit};
 use crate::observe::metrics::{Metrics, MetricsWriter};
 use crate::observe::report::{Files, Host, Phase, Status, Summary, Versions};
 use crate::observe::run_folder::{LogFiles, RunFolder};
@@ -79,6 +79,9 @@ impl Watch {
             view.say(&format!("warning: {advice}"));
         }
         view.say(&format!("{} with {topology}, seed {}", self.type_name, self.seed));
+        let manifest = self.manifest;
+        let asking_git = std::thread::Builder::new().name("fairing-git".into());
+        let asking_git = asking_git.spawn(move || git::commit(&manifest, git::GIT_DEADLINE)).ok();
         let interrupts = Interrupts::count();
         let (replica_events, from_replicas) = sync_channel(QUEUE);
         let launched = self.launcher.launch(&self.plan, replica_events)?;
@@ -110,7 +113,8 @@ impl Watch {
             plan: self.plan,
             type_name: self.type_name,
             hyperparameters: self.hyperparameters,
-            manifest: self.manifest,
+            asking_git,
+            commit: None,
             seed: self.seed,
             extension: self.extension,
             started: self.started,
@@ -142,9 +146,9 @@ impl Watch {
 
 /// What to say if fairing, and so most probably burn, was compiled without optimisation.
 fn unoptimised() -> Option<String> {
-    (crate::build::OPT_LEVEL == "0").then(|| {
-        "fairing was compiled without optimisation, so training is about ten times slower than it could be. Use \
-         `--release`, or add to the Cargo.toml of your workspace:\n\n    [profile.dev.package.\"*\"]\n    opt-level = 3\n"
+    matches!(crate::build::OPT_LEVEL, "0" | "1").then(|| {
+        "fairing was compiled with little or no optimisation, so training is about ten times slower than it could be. Use \
+         `--release`, or add to the Cargo.toml of your workspace:\n\n    [profile.dev]\n    opt-level = 1\n\n    [profile.dev.package.\"*\"]\n    opt-level = 3\n"
             .to_owned()
     })
 }
@@ -160,7 +164,9 @@ struct Watcher {
     folder: RunFolder,
     type_name: String,
     hyperparameters: serde_json::Value,
-    manifest: PathBuf,
+    /// Asks for the commit as it is when the run starts, beside the start of the replicas.
+    asking_git: Option<JoinHandle<Option<Commit>>>,
+    commit: Option<Commit>,
     seed: u64,
     extension: &'static str,
     started: (Instant, SystemTime),
@@ -424,7 +430,7 @@ impl Watcher {
             ExitCode::Protocol => FailureKind::Protocol,
             ExitCode::Timeout => FailureKind::Timeout,
             ExitCode::Panic => FailureKind::Panicked,
-            ExitCode::Success | ExitCode::LostPeer | ExitCode::Stopped | ExitCode::Leaving => FailureKind::Lost,
+            ExitCode::Success | ExitCode::LostPeer | ExitCode::Stopped => FailureKind::Lost,
         };
         let joined = self.joined.contains(&replica);
         let (kind, message) = match self.exits.get(&replica) {
@@ -471,10 +477,12 @@ impl Watcher {
             }
         };
         let status = match (&error, complete) {
-            (Some(error), _) => Status::Failed { cause: error.to_string() },
+            (Some(error), _) => Status::Failed { cause: chain(error) },
             (None, Some(true)) => Status::Stopped,
             (None, _) => Status::Succeeded,
         };
+        // It has its own deadline, long past by now.
+        self.commit = self.asking_git.take().and_then(|asking| asking.join().ok().flatten());
         let summary = self.summary(status, now);
         let written = self.folder.write_summary(&summary);
         match error {
@@ -512,7 +520,7 @@ impl Watcher {
             metrics: self.metrics.last_values(),
             versions: Versions { rustc: crate::build::rustc(), burn: crate::build::burn(), ..Versions::default() },
             opt_level: Some(crate::build::OPT_LEVEL.to_owned()),
-            git: git::commit(&self.manifest, git::GIT_DEADLINE),
+            git: self.commit.clone(),
             host: Host::current(),
             files: Files::list(self.folder.path()),
         }

@@ -27,10 +27,14 @@ pub fn device() -> &'static Device {
 ///
 /// burn hands loops to rayon. Called from a thread that is not rayon's own, each of them would be given to another thread and
 /// waited for: about forty changes of thread per step of a small network.
+///
+/// The pool is this thread's alone. In rayon's global one, a job from another thread, say one that prefetches batches, would
+/// wait for this thread, which may just be waiting for that other one.
 pub(crate) fn compute_in_this_thread(threads: usize) {
     let pool = rayon_core::ThreadPoolBuilder::new().num_threads(threads).use_current_thread();
-    // It fails if `main` has used rayon before: then burn computes as well, only with the changes of thread.
-    let _ = pool.build_global();
+    // It fails if this thread is in a pool already: then burn computes as well. The pool is needed as long as the thread is,
+    // which ends with the process.
+    pool.build().ok().map(std::mem::forget);
 }
 
 impl Worker {

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Instant;
 
+use serde_bytes::ByteBuf;
+
 use super::status::RunStatus;
 use crate::observe::events::Progress;
 use crate::observe::metrics::MetricPoint;
@@ -31,7 +33,7 @@ pub(crate) struct Control {
 
 #[derive(Default)]
 struct Inbox {
-    gathered: HashMap<u64, Vec<Vec<u8>>>,
+    gathered: HashMap<u64, Vec<ByteBuf>>,
     released: bool,
 }
 
@@ -161,8 +163,8 @@ impl Control {
         let mut writer = self.writer.lock().expect("no holder panics");
         let report = {
             let mut outbox = self.outbox();
-            let rounds_done = outbox.rounds_done;
-            std::mem::replace(&mut *outbox, Report { rounds_done, ..Report::default() })
+            let (rounds_done, position) = (outbox.rounds_done, outbox.position);
+            std::mem::replace(&mut *outbox, Report { rounds_done, position, ..Report::default() })
         };
         writer.send(&ToCoordinator::Report(report))
     }
@@ -181,8 +183,12 @@ impl Control {
     }
 
     /// Leaves the newest progress for the next report.
-    pub(crate) fn progress(&self, progress: Progress) {
-        let was_empty = self.outbox().progress.replace(progress).is_none();
+    pub(crate) fn progress(&self, progress: Progress, position: Position) {
+        let was_empty = {
+            let mut outbox = self.outbox();
+            outbox.position = position;
+            outbox.progress.replace(progress).is_none()
+        };
         if was_empty {
             self.wanted.notify_all();
         }
@@ -213,9 +219,12 @@ impl Control {
     }
 
     /// One collective: every worker's part, in rank order.
-    pub(crate) fn gather(&self, sequence: u64, part: Vec<u8>) -> Result<Vec<Vec<u8>>, Failure> {
+    pub(crate) fn gather(&self, sequence: u64, part: Vec<u8>) -> Result<Vec<ByteBuf>, Failure> {
         // A broken connection is noticed by the reader, which records the failure that ends the wait.
-        let _ = self.say(&ToCoordinator::Gather { sequence, part });
+        if let Err(ConnectionError::Protocol(reason)) = self.say(&ToCoordinator::Gather { sequence, part }) {
+            let message = format!("too many numbers in one `sum` or state: {reason}");
+            return Err(Failure { replica: self.replica, kind: FailureKind::Configuration, message, round: None });
+        }
         self.wait(|inbox| inbox.gathered.remove(&sequence), "a collective")
     }
 

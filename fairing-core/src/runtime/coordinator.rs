@@ -5,8 +5,8 @@
 //! first is the cause, the rest follows from it.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::parameter_server::seconds;
@@ -22,11 +22,37 @@ use crate::topology::{Replica, Role, Topology};
 /// What happens to the coordinator.
 pub(crate) enum Event {
     /// A replica or the caller said hello; the connection is for answering.
-    Connected { speaker: Speaker, connection: Connection },
+    Connected { source: Source, connection: Connection, heard: Heard },
     /// It said something; rank 0's `Finished` comes with its model.
-    Said { speaker: Speaker, message: ToCoordinator, model: Option<Vec<u8>> },
+    Said { source: Source, message: ToCoordinator, model: Option<Vec<u8>> },
     /// Its connection ended.
-    Gone { speaker: Speaker, why: ConnectionError },
+    Gone { source: Source, why: ConnectionError },
+}
+
+/// A connection and who speaks on it. Two connections may claim one speaker; only the first is listened to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Source {
+    pub(crate) speaker: Speaker,
+    pub(crate) connection: u64,
+}
+
+/// When something was last heard on a connection. The thread that reads it writes this, so that a coordinator that is kept
+/// waiting by one peer does not take the others for silent.
+#[derive(Clone)]
+pub(crate) struct Heard(Arc<Mutex<Instant>>);
+
+impl Heard {
+    pub(crate) fn now() -> Self {
+        Self(Arc::new(Mutex::new(Instant::now())))
+    }
+
+    fn renew(&self) {
+        *self.0.lock().expect("no holder panics") = Instant::now();
+    }
+
+    fn ago(&self) -> Duration {
+        self.0.lock().expect("no holder panics").elapsed()
+    }
 }
 
 /// Events that may wait; a thread that brings more waits itself, so a fast worker cannot fill the memory.
@@ -43,7 +69,7 @@ pub(crate) fn queue() -> (SyncSender<Event>, Receiver<Event>) {
 }
 
 /// Reads one control connection and forwards what it says, until it ends.
-pub(crate) fn forward(speaker: Speaker, mut connection: Connection, events: &SyncSender<Event>) {
+pub(crate) fn forward(source: Source, mut connection: Connection, heard: &Heard, events: &SyncSender<Event>) {
     // Silence is judged by the coordinator, which knows leases; here it only ends with the connection.
     let patience = |_| Ok(());
     let why = loop {
@@ -51,8 +77,9 @@ pub(crate) fn forward(speaker: Speaker, mut connection: Connection, events: &Syn
             Ok(message) => message,
             Err(why) => break why,
         };
+        heard.renew();
         let finished = matches!(message, ToCoordinator::Finished(_));
-        let model = if finished && speaker == Speaker::Replica(Replica::worker(0)) {
+        let model = if finished && source.speaker == Speaker::Replica(Replica::worker(0)) {
             match connection.receive_frame(Kind::Model, &at_most(STALL)) {
                 Ok(model) => Some(model),
                 Err(why) => break why,
@@ -60,18 +87,19 @@ pub(crate) fn forward(speaker: Speaker, mut connection: Connection, events: &Syn
         } else {
             None
         };
-        if events.send(Event::Said { speaker, message, model }).is_err() {
+        if events.send(Event::Said { source, message, model }).is_err() {
             return;
         }
     };
     // Nobody listens any more once the run is over.
-    let _ = events.send(Event::Gone { speaker, why });
+    let _ = events.send(Event::Gone { source, why });
 }
 
 /// What the coordinator knows of one replica.
 struct Member {
     connection: Connection,
-    heard: Instant,
+    number: u64,
+    heard: Heard,
     finished: Option<Finished>,
     /// It has been released or told of the failure: its connection may end.
     dismissed: bool,
@@ -83,8 +111,7 @@ pub(crate) struct Coordinator {
     status: Arc<RunStatus>,
     position: Position,
     members: BTreeMap<Replica, Member>,
-    caller: Option<Connection>,
-    caller_came: bool,
+    caller: Option<(u64, Connection)>,
     backlog: VecDeque<FromCoordinator>,
     merger: Merger,
     gathers: HashMap<u64, Gather>,
@@ -92,6 +119,7 @@ pub(crate) struct Coordinator {
     model: Option<Vec<u8>>,
     started: Instant,
     first_finished: Option<Instant>,
+    checked: Instant,
 }
 
 struct Gather {
@@ -107,7 +135,6 @@ impl Coordinator {
             position,
             members: BTreeMap::new(),
             caller: None,
-            caller_came: false,
             backlog: VecDeque::new(),
             merger: Merger::new(topology.worker_count()),
             gathers: HashMap::new(),
@@ -115,6 +142,7 @@ impl Coordinator {
             model: None,
             started: Instant::now(),
             first_finished: None,
+            checked: Instant::now(),
         }
     }
 
@@ -145,18 +173,29 @@ impl Coordinator {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Connected { speaker: Speaker::Caller, connection } => self.welcome_caller(connection),
-            Event::Connected { speaker: Speaker::Replica(replica), connection } => self.welcome(replica, connection),
-            Event::Said { speaker: Speaker::Caller, message: ToCoordinator::Stop, .. } => self.status.stop(),
-            Event::Said { speaker: Speaker::Caller, .. } => {}
-            Event::Said { speaker: Speaker::Replica(replica), message, model } => {
-                if let Some(member) = self.members.get_mut(&replica) {
-                    member.heard = Instant::now();
-                }
+            Event::Connected {
+                source: Source { speaker: Speaker::Caller, connection: number }, connection, ..
+            } => {
+                self.welcome_caller(number, connection);
+            }
+            Event::Connected {
+                source: Source { speaker: Speaker::Replica(replica), connection: number },
+                connection,
+                heard,
+            } => {
+                self.welcome(replica, Member { connection, number, heard, finished: None, dismissed: false });
+            }
+            // Of a connection that was refused.
+            Event::Said { source, .. } | Event::Gone { source, .. } if !self.knows(source) => {}
+            Event::Said { source: Source { speaker: Speaker::Caller, .. }, message: ToCoordinator::Stop, .. } => {
+                self.status.stop();
+            }
+            Event::Said { source: Source { speaker: Speaker::Caller, .. }, .. } => {}
+            Event::Said { source: Source { speaker: Speaker::Replica(replica), .. }, message, model } => {
                 self.listen(replica, message, model);
             }
-            Event::Gone { speaker: Speaker::Caller, .. } => self.caller = None,
-            Event::Gone { speaker: Speaker::Replica(replica), why } => {
+            Event::Gone { source: Source { speaker: Speaker::Caller, .. }, .. } => self.caller = None,
+            Event::Gone { source: Source { speaker: Speaker::Replica(replica), .. }, why } => {
                 let kind = match why {
                     ConnectionError::Protocol(_) => FailureKind::Protocol,
                     _ => FailureKind::Lost,
@@ -169,49 +208,59 @@ impl Coordinator {
         }
     }
 
+    /// Whether this is the connection that its speaker was welcomed on.
+    fn knows(&self, source: Source) -> bool {
+        let welcomed = match source.speaker {
+            Speaker::Caller => self.caller.as_ref().map(|(number, _)| *number),
+            Speaker::Replica(replica) => self.members.get(&replica).map(|member| member.number),
+        };
+        welcomed == Some(source.connection)
+    }
+
     fn fail(&mut self, replica: Replica, kind: FailureKind, message: String) {
         let round = self.training.then_some(self.position.round);
         self.status.fail(Failure { replica, kind, message, round });
     }
 
-    fn welcome(&mut self, replica: Replica, mut connection: Connection) {
+    fn welcome(&mut self, replica: Replica, mut member: Member) {
         if self.members.contains_key(&replica) {
             let reason = format!("{replica} is already part of this run");
-            let _ = connection.send(&FromCoordinator::Refused { reason });
+            let _ = member.connection.send(&FromCoordinator::Refused { reason });
             return;
         }
         // A connection that broke at once is noticed by its reader.
-        let _ = connection.send(&FromCoordinator::Welcome { position: self.position });
-        let member = Member { connection, heard: Instant::now(), finished: None, dismissed: false };
+        let _ = member.connection.send(&FromCoordinator::Welcome { position: self.position });
         self.members.insert(replica, member);
         self.tell_caller(FromCoordinator::Joined(replica));
     }
 
-    fn welcome_caller(&mut self, mut connection: Connection) {
+    fn welcome_caller(&mut self, number: u64, mut connection: Connection) {
         if self.caller.is_some() {
             let reason = "another caller watches this run".to_owned();
             let _ = connection.send(&FromCoordinator::Refused { reason });
             return;
         }
         let _ = connection.send(&FromCoordinator::Welcome { position: self.position });
-        self.caller = Some(connection);
-        self.caller_came = true;
+        self.caller = Some((number, connection));
         for message in std::mem::take(&mut self.backlog) {
             self.tell_caller(message);
         }
     }
 
     fn tell_caller(&mut self, message: FromCoordinator) {
-        match &mut self.caller {
-            // A broken connection is noticed by its reader.
-            Some(caller) => drop(caller.send(&message)),
-            None if self.backlog.len() < BACKLOG => self.backlog.push_back(message),
-            None => {
-                let progress = self.backlog.iter().position(|old| matches!(old, FromCoordinator::Progress(_)));
-                self.backlog.remove(progress.unwrap_or(0));
-                self.backlog.push_back(message);
+        if let Some((_, caller)) = &mut self.caller {
+            if caller.send(&message).is_ok() {
+                return;
             }
+            // Of a message that was written in part the rest cannot follow; the caller comes back on a new connection.
+            caller.shutdown();
+            self.caller = None;
         }
+        if self.backlog.len() >= BACKLOG {
+            let progress = self.backlog.iter().position(|old| matches!(old, FromCoordinator::Progress(_)));
+            self.backlog.remove(progress.unwrap_or(0));
+        }
+        self.backlog.push_back(message);
     }
 
     fn listen(&mut self, replica: Replica, message: ToCoordinator, model: Option<Vec<u8>>) {
@@ -242,7 +291,12 @@ impl Coordinator {
             }
             self.tell_caller(FromCoordinator::Progress(progress));
         }
-        self.position.round = self.position.round.max(report.rounds_done);
+        if report.position.round > self.position.round {
+            self.position = report.position;
+        }
+        if report.metrics.iter().any(|point| point.rank != replica.rank) {
+            return self.fail(replica, FailureKind::Protocol, "a metric in another worker's name".to_owned());
+        }
         for point in report.metrics {
             self.merger.push(point);
         }
@@ -269,10 +323,18 @@ impl Coordinator {
         gather.parts[replica.rank.index()] = Some(part);
         if gather.parts.iter().all(Option::is_some) {
             let gather = self.gathers.remove(&sequence).expect("looked at just now");
-            let parts = gather.parts.into_iter().flatten().collect();
+            let parts = gather.parts.into_iter().flatten().map(Into::into).collect();
             let answer = FromCoordinator::Gathered { sequence, parts };
+            let mut too_long = None;
             for (_, worker) in self.members.iter_mut().filter(|(member, _)| member.role == Role::Worker) {
-                let _ = worker.connection.send(&answer);
+                // A broken connection is noticed by its reader.
+                if let Err(ConnectionError::Protocol(reason)) = worker.connection.send(&answer) {
+                    too_long = Some(reason);
+                }
+            }
+            if let Some(reason) = too_long {
+                let message = format!("the workers' numbers in one `sum` or state are too many: {reason}");
+                self.fail(replica, FailureKind::Configuration, message);
             }
         }
     }
@@ -288,8 +350,13 @@ impl Coordinator {
             let message = format!("no word from {names} within {} of the start", seconds(JOIN));
             return self.fail(*first, FailureKind::Timeout, message);
         }
-        let silent = self.members.iter().find(|(_, member)| !member.dismissed && member.heard.elapsed() > LEASE);
-        if let Some((&replica, _)) = silent {
+        if std::mem::replace(&mut self.checked, Instant::now()).elapsed() > LEASE / 2 {
+            // This process itself was kept from working, perhaps with the whole machine: what was sent meanwhile is still unread.
+            self.members.values().for_each(|member| member.heard.renew());
+        }
+        let present = self.members.iter().filter(|(_, member)| !member.dismissed);
+        let longest = present.max_by_key(|(_, member)| member.heard.ago());
+        if let Some((&replica, _)) = longest.filter(|(_, member)| member.heard.ago() > LEASE) {
             let message = format!("nothing was heard of it for {} (frozen, or its machine is)", seconds(LEASE));
             return self.fail(replica, FailureKind::Lost, message);
         }
@@ -328,12 +395,13 @@ impl Coordinator {
                 )
             } else if other.digest != first.digest {
                 "its model differs from worker 0's at the end; `train` must return the model that `worker.step` gave, and \
-                 state such as running means is averaged only inside `worker.epochs` and `batches`"
+                 state such as running means is averaged only inside `worker.epochs` and `batches`, and must not move in `evaluate` (use \
+                 `model.valid()` on the device without gradients there)"
                     .to_owned()
             } else {
                 continue;
             };
-            return Err(Failure { replica, kind: FailureKind::Layout, message, round: Some(other.rounds) });
+            return Err(Failure { replica, kind: FailureKind::Diverged, message, round: Some(other.rounds) });
         }
         Ok(())
     }
@@ -353,15 +421,14 @@ impl Coordinator {
         let mut sent = false;
         let deadline = Instant::now() + KEEP_RESULT;
         loop {
-            if let Some(caller) = &mut self.caller
+            if let Some((_, caller)) = &mut self.caller
                 && !std::mem::replace(&mut sent, true)
             {
                 let _ = caller.send_frame(Kind::Model, &model);
             }
             match self.next_after_the_end(events, deadline) {
-                Some(Event::Said { speaker: Speaker::Caller, message: ToCoordinator::Acknowledged, .. })
-                | Some(Event::Gone { speaker: Speaker::Caller, .. })
-                | None => return,
+                None => return,
+                Some(event) if self.is_farewell(&event) => return,
                 Some(event) => self.handle(event),
             }
         }
@@ -380,15 +447,26 @@ impl Coordinator {
         let deadline = Instant::now() + FAREWELL;
         loop {
             match self.next_after_the_end(events, deadline) {
-                Some(Event::Said { speaker: Speaker::Caller, message: ToCoordinator::Acknowledged, .. })
-                | Some(Event::Gone { speaker: Speaker::Caller, .. })
-                | None => return,
-                Some(Event::Connected { speaker: Speaker::Replica(_), mut connection }) => {
+                None => return,
+                Some(event) if self.is_farewell(&event) => return,
+                Some(Event::Connected {
+                    source: Source { speaker: Speaker::Replica(_), .. }, mut connection, ..
+                }) => {
                     let _ = connection.send(&FromCoordinator::RunFailed(failure.clone()));
                 }
                 Some(event @ Event::Connected { .. }) => self.handle(event),
                 Some(_) => {}
             }
+        }
+    }
+
+    /// Whether the caller has what it came for, or does not want it any more.
+    fn is_farewell(&self, event: &Event) -> bool {
+        match event {
+            Event::Said { source, message: ToCoordinator::Acknowledged, .. } | Event::Gone { source, .. } => {
+                source.speaker == Speaker::Caller && self.knows(*source)
+            }
+            _ => false,
         }
     }
 

@@ -108,7 +108,7 @@ pub(crate) struct Cut {
 
 impl Cut {
     pub(crate) fn new(examples: usize, batch_size: usize, workers: usize) -> Self {
-        Self { examples, global: batch_size * workers, workers }
+        Self { examples, global: batch_size.saturating_mul(workers), workers }
     }
 
     /// Steps per epoch, the same on all ranks.

@@ -32,7 +32,8 @@ pub struct TensorSpec {
 impl TensorSpec {
     /// Number of elements; 1 for a scalar.
     pub fn len(&self) -> usize {
-        self.shape.iter().product()
+        // Saturating, since a peer's layout may claim anything.
+        self.shape.iter().fold(1, |len: usize, extent| len.saturating_mul(*extent))
     }
 
     /// Whether some extent is 0.
@@ -117,12 +118,12 @@ impl Layout {
 
     /// Number of trained parameters.
     pub fn trained_len(&self) -> usize {
-        self.trained().map(TensorSpec::len).sum()
+        total(self.trained())
     }
 
     /// Number of state elements.
     pub fn state_len(&self) -> usize {
-        self.of(Class::State).map(TensorSpec::len).sum()
+        total(self.of(Class::State))
     }
 
     /// The tensors of one class.
@@ -139,6 +140,10 @@ impl Layout {
         let (mine, theirs) = (self.tensors.len(), other.tensors.len());
         (mine != theirs).then(|| format!("{mine} tensors against {theirs}"))
     }
+}
+
+fn total<'a>(tensors: impl Iterator<Item = &'a TensorSpec>) -> usize {
+    tensors.fold(0, |total: usize, tensor| total.saturating_add(tensor.len()))
 }
 
 #[cfg(test)]

@@ -24,6 +24,9 @@ use crate::topology::{Rank, Replica, Role, Topology};
 /// Values per chunk: 256 KiB stay in the second-level cache while they are added and applied.
 pub(crate) const CHUNK: usize = 64 << 10;
 
+/// More than any model that runs on processors has; a larger number is a fault of the peer, not a model.
+const MOST_PARAMETERS: usize = 1 << 36;
+
 /// Chunks that a worker may be ahead of the slowest one within a round; bounds the memory of a server.
 const CHUNKS_AHEAD: usize = 4;
 
@@ -150,13 +153,20 @@ impl ParameterServer {
     /// Waits for everyone's join and sends the initial parameters. `None` if the run has failed meanwhile.
     fn join(&self, rank: Rank, connection: &mut Connection) -> Result<Option<Arc<Shard>>, Failure> {
         let worker = Replica { role: Role::Worker, rank };
-        // Until it joins, a worker loads its data and may take as long as the coordinator lets it.
-        let patience = |_| self.unless_failed();
+        // A worker connects when it joins, so its join is on the way.
+        let patience = |waited: Duration| match self.unless_failed() {
+            Ok(()) if waited > STALL => Err(format!("its join stood still for {}", seconds(STALL))),
+            other => other,
+        };
         let join: Join = match connection.receive(&patience) {
             Ok(join) => join,
-            Err(ConnectionError::GivenUp(_)) => return Ok(None),
+            Err(_) if self.status.failure().is_some() => return Ok(None),
             Err(error) => return Err(lost(worker, None, &error)),
         };
+        if join.layout.trained_len() > MOST_PARAMETERS {
+            let message = format!("a layout of more than {MOST_PARAMETERS} parameters");
+            return Err(protocol(worker, message));
+        }
         let range = shard(join.layout.trained_len(), self.index, self.topology.ps_count());
         let mut initial = None;
         let mut frozen = Vec::new();

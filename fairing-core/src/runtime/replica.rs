@@ -2,14 +2,14 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
 
 use sha2::{Digest, Sha256};
 
 use super::control::Control;
-use super::coordinator::{Coordinator, Event, forward, queue};
+use super::coordinator::{Coordinator, Event, Heard, Source, forward, queue};
 use super::model::Model;
 use super::parameter_server::ParameterServer;
 use super::status::RunStatus;
@@ -55,6 +55,7 @@ pub(crate) fn serve(context: &Context) -> Result<(), Failure> {
         server,
         coordinator: (index == 0).then_some(events),
         open: AtomicUsize::new(0),
+        accepted: AtomicU64::new(0),
         closed: AtomicBool::new(false),
     });
     {
@@ -92,6 +93,8 @@ struct Door {
     server: Arc<ParameterServer>,
     coordinator: Option<SyncSender<Event>>,
     open: AtomicUsize,
+    /// Numbers the control connections.
+    accepted: AtomicU64,
     closed: AtomicBool,
 }
 
@@ -135,8 +138,10 @@ impl Door {
             (Purpose::Data, Speaker::Replica(replica), _) => self.server.serve(replica.rank, connection),
             (Purpose::Control, speaker, Some(events)) => {
                 let Ok(writer) = connection.try_clone() else { return };
-                if events.send(Event::Connected { speaker, connection: writer }).is_ok() {
-                    forward(speaker, connection, events);
+                let source = Source { speaker, connection: self.accepted.fetch_add(1, Ordering::Relaxed) };
+                let heard = Heard::now();
+                if events.send(Event::Connected { source, connection: writer, heard: heard.clone() }).is_ok() {
+                    forward(source, connection, &heard, events);
                 }
             }
             (Purpose::Data, Speaker::Caller, _) | (Purpose::Control, _, None) => {
@@ -173,8 +178,10 @@ pub(crate) fn work<M: Model>(
     let Context { placement, transport, status, .. } = context;
     let (control, position) = Control::connect(placement, transport.as_ref(), status)?;
     let worker = Worker::new(placement.clone(), transport.clone(), control.clone(), status.clone(), position);
-    let trained = run_train(&worker, placement.replica, train).and_then(|model| {
+    let trained = catch(&worker, placement.replica, || {
+        let model = run_train(&worker, placement.replica, train)?;
         worker.leave();
+        // Of the model it runs code of the user's too.
         finish(&worker, &control, placement.replica, &model)?;
         Ok(model)
     });
@@ -187,27 +194,35 @@ pub(crate) fn work<M: Model>(
     })
 }
 
+/// Runs a worker's part; a panic in it is this worker's failure.
+fn catch<T>(worker: &Worker, replica: Replica, part: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    // Nothing takes part in anything after a panic: the worker is dropped and the run fails.
+    catch_unwind(AssertUnwindSafe(part)).unwrap_or_else(|panic| {
+        Err(Failure {
+            replica,
+            kind: FailureKind::Panicked,
+            message: panic_message(panic.as_ref()),
+            round: worker.round_in_hand(),
+        })
+    })
+}
+
 fn run_train<M: Model>(
     worker: &Worker,
     replica: Replica,
     train: impl FnOnce(&Worker) -> anyhow::Result<M>,
 ) -> Result<M, Failure> {
-    let round = || Some(worker.rounds()).filter(|rounds| *rounds > 0);
-    // `train` takes part in nothing after a panic: the worker is dropped and the run fails.
-    let trained = catch_unwind(AssertUnwindSafe(|| train(worker)));
-    let failure = match trained {
-        Ok(Ok(model)) => return worker.failure().map_or(Ok(model), Err),
-        Ok(Err(error)) => worker.failure().unwrap_or_else(|| Failure {
+    let trained = train(worker);
+    match (trained, worker.failure()) {
+        (Ok(model), None) => Ok(model),
+        (_, Some(failure)) => Err(failure),
+        (Err(error), None) => Err(Failure {
             replica,
             kind: FailureKind::User,
             message: format!("{error:#}"),
-            round: round(),
+            round: worker.round_in_hand(),
         }),
-        Err(panic) => {
-            Failure { replica, kind: FailureKind::Panicked, message: panic_message(panic.as_ref()), round: round() }
-        }
-    };
-    Err(failure)
+    }
 }
 
 /// What a panic said, and where.
@@ -233,7 +248,7 @@ pub(crate) fn remember_panics() {
 
 fn finish<M: Model>(worker: &Worker, control: &Control, replica: Replica, model: &M) -> Result<(), Failure> {
     let own = |kind, message| Failure { replica, kind, message, round: Some(worker.rounds()) };
-    let digest = digest(model).map_err(|error| own(FailureKind::Layout, error))?;
+    let digest = digest(model).map_err(|(kind, error)| own(kind, error))?;
     let finished = ToCoordinator::Finished(Finished { rounds: worker.rounds(), digest });
     control.rounds_done(worker.rounds());
     let said = if replica == Replica::worker(0) {
@@ -248,13 +263,17 @@ fn finish<M: Model>(worker: &Worker, control: &Control, replica: Replica, model:
     control.wait_until_released()
 }
 
-/// SHA-256 over everything in the model, hexadecimal.
-pub(crate) fn digest<M: Model>(model: &M) -> Result<String, String> {
-    let layout = model.layout().map_err(|error| error.to_string())?;
+/// SHA-256 over everything in the model, hexadecimal. A model with a number that is not finite is none.
+fn digest<M: Model>(model: &M) -> Result<String, (FailureKind, String)> {
+    let layout = model.layout().map_err(|error| (FailureKind::Layout, error.to_string()))?;
     let mut values = vec![0f32; layout.trained_len()];
     model.read_trained(&mut values);
     let mut state = vec![0f32; layout.state_len()];
     model.read_state(&mut state);
+    if !values.iter().chain(&state).all(|value| value.is_finite()) {
+        let message = "the trained model has a parameter that is NaN or infinite (lower the learning rate)".to_owned();
+        return Err((FailureKind::NotFinite, message));
+    }
     let mut hash = Sha256::new();
     hash.update(bytemuck::cast_slice(&values));
     hash.update(bytemuck::cast_slice(&state));

@@ -1,6 +1,7 @@
 //! What `train` is given: one worker's view of the run.
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -127,6 +128,37 @@ impl WorkerError {
     }
 }
 
+/// What all workers do together; it stands before each rank's part, since parts are matched by their order alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Collective {
+    State { len: u64 },
+    Evaluate { examples: u64 },
+    Sum { len: u64 },
+}
+
+impl Collective {
+    fn encode(self) -> [u8; 9] {
+        let (kind, count) = match self {
+            Collective::State { len } => (0, len),
+            Collective::Evaluate { examples } => (1, examples),
+            Collective::Sum { len } => (2, len),
+        };
+        let mut bytes = [kind; 9];
+        bytes[1..].copy_from_slice(&count.to_le_bytes());
+        bytes
+    }
+}
+
+impl fmt::Display for Collective {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Collective::State { len } => write!(f, "the step that averages a state of {len} numbers"),
+            Collective::Evaluate { examples } => write!(f, "`evaluate` on {examples} examples"),
+            Collective::Sum { len } => write!(f, "`sum` of {len} numbers"),
+        }
+    }
+}
+
 /// Connections to all servers, and the buffers that every step uses again.
 struct Exchange {
     layout: Layout,
@@ -197,7 +229,7 @@ impl Worker {
         self.stopped.get()
     }
 
-    /// Brings the model of all workers together: everyone goes on with rank 0's parameters.
+    /// Brings the model of all workers together: everyone goes on with rank 0's parameters and state.
     ///
     /// Blocks until all workers have joined. Afterwards the framework's generator is seeded with (seed, rank), so that
     /// random layers differ between workers and repeat between runs.
@@ -218,15 +250,15 @@ impl Worker {
             return Err(WorkerError::JoinedTwice);
         }
         let layout = model.layout()?;
-        if let Some(call) = self.before_join.take() {
-            call();
-        }
+        self.end_turn();
         let mut exchange = self.open_exchange(layout)?;
         let first = self.rank() == 0;
         if first {
             model.read_trained(&mut exchange.parameters);
         }
         let join = Join { layout: exchange.layout.clone(), optimizer };
+        let state_bytes = exchange.layout.state_len() * size_of::<f32>();
+        let unlearned = if first { read_unlearned(&model, state_bytes) } else { Vec::new() };
         for (index, server) in exchange.servers.iter_mut().enumerate() {
             let sent = server.send(&join).and_then(|()| {
                 if !first {
@@ -234,22 +266,32 @@ impl Worker {
                 }
                 let range = shard(exchange.parameters.len(), index, self.placement.topology.ps_count());
                 server.send_frame(Kind::Parameters, bytemuck::cast_slice(&exchange.parameters[range]))?;
-                if index == 0 { server.send_frame(Kind::Frozen, &model.read_frozen()) } else { Ok(()) }
+                if index == 0 { server.send_frame(Kind::Frozen, &unlearned) } else { Ok(()) }
             });
             sent.map_err(|error| self.lost_server(index, server_failure(error)))?;
         }
-        let mut frozen = Vec::new();
+        let mut unlearned = Vec::new();
         for index in 0..exchange.servers.len() {
             let answer = exchange.receive_joined(index, &|waited| self.patience(waited, JOIN * 2));
-            frozen.extend(answer.map_err(|error| self.lost_server(index, error))?);
+            unlearned.extend(answer.map_err(|error| self.lost_server(index, error))?);
         }
-        let model = if first { model } else { model.write_frozen(&frozen) };
+        let model = if first { model } else { self.write_unlearned(model, &unlearned, state_bytes)? };
         // Rank 0 takes them too, although they are its own: so a lazily initialised tensor is the same object as
         // elsewhere, and runs of one and of several workers do the same.
         let model = model.write_trained(&exchange.parameters);
         M::seed(seed_of_rank(self.seed(), self.placement.replica.rank));
         *self.exchange.borrow_mut() = Some(exchange);
         Ok(model)
+    }
+
+    fn write_unlearned<M: Model>(&self, model: M, bytes: &[u8], state_bytes: usize) -> Result<M, WorkerError> {
+        let split = bytes.split_at_checked(state_bytes).ok_or_else(|| {
+            let short = ConnectionError::Protocol(format!("{} bytes of state instead of {state_bytes}", bytes.len()));
+            self.lost_server(0, server_failure(short))
+        })?;
+        let model = model.write_frozen(split.1);
+        let state: Vec<f32> = bytemuck::pod_collect_to_vec(split.0);
+        Ok(if state.is_empty() { model } else { model.write_state(&state) })
     }
 
     fn open_exchange(&self, layout: Layout) -> Result<Exchange, WorkerError> {
@@ -353,14 +395,19 @@ impl Worker {
             place.since_average = 0;
         }
         self.place.set(place);
-        self.control.progress(Progress {
+        let progress = Progress {
             rank: self.placement.replica.rank,
             epoch: place.epoch,
             epochs: place.epochs,
             batch: place.batch + 1,
             batches: place.batches,
             examples: self.examples.get(),
-        });
+        };
+        let (epoch, batch) = match progress.batch < progress.batches {
+            true => (progress.epoch, progress.batch),
+            false => (progress.epoch + 1, 0),
+        };
+        self.control.progress(progress, Position { epoch, batch, round: self.round.get() });
         Ok(model)
     }
 
@@ -393,25 +440,30 @@ impl Worker {
         model.read_state(&mut state);
         let mut part = examples.to_le_bytes().to_vec();
         part.extend_from_slice(bytemuck::cast_slice(&state));
-        let parts = self.gather(part)?;
+        let collective = Collective::State { len: len as u64 };
+        let parts = self.gather(collective, &part)?;
         let mut ranks = Vec::with_capacity(parts.len());
         for (rank, part) in parts.iter().enumerate() {
-            let (examples, values) = part.split_at_checked(8).ok_or_else(|| self.odd_part(rank))?;
+            let (examples, values) = part.split_at_checked(8).ok_or_else(|| self.odd_part(rank, collective))?;
             let examples = u64::from_le_bytes(examples.try_into().expect("split at eight"));
             let values: Vec<f32> = bytemuck::pod_collect_to_vec(values);
             if values.len() != len {
-                return Err(self.odd_part(rank));
+                return Err(self.odd_part(rank, collective));
             }
             ranks.push((examples, values));
         }
         Ok(model.write_state(&weighted_mean(&ranks, len)))
     }
 
-    fn odd_part(&self, rank: usize) -> WorkerError {
+    fn odd_part(&self, rank: usize, collective: Collective) -> WorkerError {
         WorkerError::RunFailed(Failure {
             replica: crate::topology::Replica::worker(rank as u32),
-            kind: FailureKind::Protocol,
-            message: "its part of a collective has another size than this worker's".into(),
+            kind: FailureKind::Configuration,
+            message: format!(
+                "it called something else while {} called {collective}; all workers must call `evaluate` and `sum` together, \
+                 in the same order and with as many examples or numbers",
+                self.placement.replica
+            ),
             round: Some(self.round.get()),
         })
     }
@@ -419,7 +471,7 @@ impl Worker {
     /// Records a number of the step in hand, for example the loss.
     ///
     /// In the metrics of the run it is the example-weighted mean over the workers, with each worker's own beside it.
-    /// Does not block on the network and does not fail.
+    /// Does not fail. It is sent a few times a second; only a program that records thousands meanwhile waits for that.
     pub fn metric(&self, name: &str, value: f64) {
         let place = self.place.get();
         // After the step of a batch and before the next one, the step in hand is still that one.
@@ -436,6 +488,9 @@ impl Worker {
     }
 
     /// The mean of `measure` over all examples of `data`, each worker measuring its share.
+    ///
+    /// Layers that behave otherwise in training, such as batch norm and dropout, do so here too unless the model is
+    /// evaluated as burn wants it: `model.valid()`, on data that lies on the device without gradients.
     ///
     /// `measure` gets a few hundred examples at a time and returns their mean; all workers must call this together, and
     /// get the same bits, whatever their number.
@@ -456,7 +511,8 @@ impl Worker {
             let indices: Vec<usize> = (start..data.len().min(start + EVALUATION_BATCH)).collect();
             sums.push(measure(&data.batch(&indices)) * indices.len() as f64);
         }
-        let parts = self.gather(bytemuck::cast_slice(&sums).to_vec()).map_err(|error| self.remember(error))?;
+        let collective = Collective::Evaluate { examples: data.len() as u64 };
+        let parts = self.gather(collective, bytemuck::cast_slice(&sums)).map_err(|error| self.remember(error))?;
         // One sum over all chunks in their order, so that the bits do not depend on who measured which.
         let total: f64 = parts.iter().flat_map(|part| bytemuck::pod_collect_to_vec::<u8, f64>(part)).sum();
         Ok(total / data.len() as f64)
@@ -473,22 +529,41 @@ impl Worker {
     /// [`WorkerError::RunFailed`] if the lengths differ, or a replica fails or is lost meanwhile.
     pub fn sum(&self, values: &[f64]) -> Result<Vec<f64>, WorkerError> {
         self.check()?;
-        let parts = self.gather(bytemuck::cast_slice(values).to_vec()).map_err(|error| self.remember(error))?;
+        let collective = Collective::Sum { len: values.len() as u64 };
+        let parts = self.gather(collective, bytemuck::cast_slice(values)).map_err(|error| self.remember(error))?;
         let mut total = vec![0.0; values.len()];
         for (rank, part) in parts.iter().enumerate() {
             let part: Vec<f64> = bytemuck::pod_collect_to_vec(part.as_slice());
             if part.len() != total.len() {
-                return Err(self.remember(self.odd_part(rank)));
+                return Err(self.remember(self.odd_part(rank, collective)));
             }
             total.iter_mut().zip(part).for_each(|(total, value)| *total += value);
         }
         Ok(total)
     }
 
-    fn gather(&self, part: Vec<u8>) -> Result<Vec<Vec<u8>>, WorkerError> {
+    /// One collective of all workers: every rank's bytes, in rank order. All ranks must mean the same `collective`.
+    fn gather(&self, collective: Collective, body: &[u8]) -> Result<Vec<Vec<u8>>, WorkerError> {
+        // The others may be waiting for their turn to come here.
+        self.end_turn();
         let sequence = self.collectives.get();
         self.collectives.set(sequence + 1);
-        self.control.gather(sequence, part).map_err(WorkerError::RunFailed)
+        let head = collective.encode();
+        let parts = self.control.gather(sequence, [&head[..], body].concat()).map_err(WorkerError::RunFailed)?;
+        let mut bodies = Vec::with_capacity(parts.len());
+        for (rank, part) in parts.iter().enumerate() {
+            let theirs = part.split_at_checked(head.len());
+            let body = theirs.filter(|(theirs, _)| *theirs == head).map(|(_, body)| body.to_vec());
+            bodies.push(body.ok_or_else(|| self.odd_part(rank, collective))?);
+        }
+        Ok(bodies)
+    }
+
+    /// This worker's model exists, or it needs the others before: the next one may begin.
+    fn end_turn(&self) {
+        if let Some(call) = self.before_join.take() {
+            call();
+        }
     }
 
     /// The failure that ended this worker's part, if any.
@@ -506,6 +581,11 @@ impl Worker {
     pub(crate) fn break_connections(&self) {
         self.control.break_connection();
         self.exchange.borrow().iter().flat_map(|exchange| &exchange.servers).for_each(Connection::shutdown);
+    }
+
+    /// The round that a failure now belongs to: none before the first step.
+    pub(crate) fn round_in_hand(&self) -> Option<u64> {
+        Some(self.round.get()).filter(|round| *round > 0)
     }
 
     /// Says goodbye to the servers.
@@ -562,6 +642,13 @@ impl Worker {
             round: Some(self.round.get()),
         }))
     }
+}
+
+/// What rank 0 gives to all without training it: the state, then the frozen parameters.
+fn read_unlearned<M: Model>(model: &M, state_bytes: usize) -> Vec<u8> {
+    let mut state = vec![0f32; state_bytes / size_of::<f32>()];
+    model.read_state(&mut state);
+    [bytemuck::cast_slice(&state), &model.read_frozen()].concat()
 }
 
 /// Why a server did not answer.
