@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode, OFlags};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 
 use crate::config::ProcessEnv;
 use crate::exit::ExitCode;
@@ -47,6 +47,8 @@ const LIFELINE_TIMEOUT: Duration = Duration::from_secs(2);
 const READ_BYTES: usize = 64 << 10;
 
 static START_DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+/// The process that started this replica.
+static LAUNCHER: OnceLock<Option<Pid>> = OnceLock::new();
 static ATTACHED: AtomicBool = AtomicBool::new(false);
 static REACHED_LAUNCH: AtomicBool = AtomicBool::new(false);
 static PAYLOAD: Mutex<Payload> = Mutex::new(Payload::Pending);
@@ -126,20 +128,46 @@ pub fn payload(timeout: Duration) -> Result<Vec<u8>, LifelineError> {
 /// The launcher does it too, unless it has just died: then other replicas end, and a replica that ends because of them
 /// could do so before its own lifeline has told it, and leave its children behind.
 pub(crate) fn end_children() {
-    if !is_attached() || !leads_its_group() {
+    if !is_attached() {
         return;
     }
-    let group = rustix::process::getpgrp();
-    // In the launcher's group, this process survives the end of its own.
-    let launchers = rustix::process::getppid().and_then(|launcher| rustix::process::getpgid(Some(launcher)).ok());
-    match launchers {
-        Some(launchers) if rustix::process::setpgid(None, Some(launchers)).is_ok() => {
-            // The only failure is that nothing is left to be killed.
-            let _ = rustix::process::kill_process_group(group, Signal::KILL);
+    if leads_its_group() && !join_launchers_group() {
+        if LAUNCHER.get() != Some(&rustix::process::getppid()) {
+            // The launcher is gone: the lifeline ends this process and its group at any moment.
+            thread::sleep(LIFELINE_TIMEOUT);
         }
-        // The launcher is gone: the lifeline ends this process and the group at any moment.
-        _ => thread::sleep(LIFELINE_TIMEOUT),
+        return;
     }
+    kill_own_group();
+}
+
+/// Leaves the group that bears this process's number, so that it can be ended without this process.
+fn join_launchers_group() -> bool {
+    let launcher = rustix::process::getppid().filter(|parent| LAUNCHER.get() == Some(&Some(*parent)));
+    let group = launcher.and_then(group_of);
+    group.is_some_and(|group| rustix::process::setpgid(None, Some(group)).is_ok())
+}
+
+/// Read as text, since the number is 0 where the group's leader is outside of this container, and `getpgid` takes that
+/// for impossible.
+#[cfg(target_os = "linux")]
+fn group_of(process: Pid) -> Option<Pid> {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero())).ok()?;
+    // The name in parentheses may hold anything; after it come state, parent and group.
+    let (_, fields) = stat.rsplit_once(')')?;
+    Pid::from_raw(fields.split_whitespace().nth(2)?.parse().ok()?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn group_of(process: Pid) -> Option<Pid> {
+    rustix::process::getpgid(Some(process)).ok()
+}
+
+/// Kills the group that the launcher made, also where this process has left it: its number is this process's own, so it
+/// cannot be another's meanwhile.
+fn kill_own_group() {
+    // The only failure is that nothing is left to be killed.
+    let _ = rustix::process::kill_process_group(rustix::process::getpid(), Signal::KILL);
 }
 
 enum Payload {
@@ -166,6 +194,7 @@ fn attach() {
     // Read here, while no other thread can change the environment.
     let placement = Placement::from_env(&ProcessEnv).ok();
     let launch_by = Instant::now() + LAUNCH_DEADLINE;
+    LAUNCHER.get_or_init(rustix::process::getppid);
     ATTACHED.store(true, Ordering::Release);
     let watcher = thread::Builder::new().name("fairing-lifeline".into());
     if let Err(error) = watcher.spawn(move || hold(&pipe, placement.as_ref(), launch_by)) {
@@ -209,10 +238,8 @@ fn hold(pipe: &OwnedFd, placement: Option<&Placement>, launch_by: Instant) {
             if let Some(placement) = placement {
                 remove_private_folder(placement);
             }
-            if leads_its_group() {
-                let _ = rustix::process::kill_current_process_group(Signal::KILL);
-            }
-            // Reached only if `main` has left the group that the launcher made.
+            kill_own_group();
+            // Reached only if this process has left the group that the launcher made.
             let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::KILL);
         }
         End::NeverLaunched => {

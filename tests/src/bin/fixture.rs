@@ -193,7 +193,6 @@ struct Endless {
 impl Train for Endless {
     type Model = Linear;
 
-    #[expect(clippy::zombie_processes, reason = "whether the launcher ends such children is tested")]
     fn train(&self, worker: &Worker) -> anyhow::Result<Linear> {
         if let Some(marker) = self.marker.as_ref().filter(|_| worker.rank() == 0) {
             Command::new("/proc/self/exe").args(["--marker", marker, "sleep"]).spawn()?;
