@@ -15,8 +15,7 @@ impl Model for Slope {
     const EXTENSION: &'static str = "slope";
 
     fn layout(&self) -> Result<Layout, LayoutError> {
-        let slope =
-            TensorSpec { path: "slope".into(), shape: vec![1], dtype: "f32".into(), class: Class::Trained };
+        let slope = TensorSpec { path: "slope".into(), shape: vec![1], dtype: "f32".into(), class: Class::Trained };
         Layout::new(vec![slope])
     }
 
