@@ -50,11 +50,17 @@ fn main_may_print_change_directory_and_run_in_a_runtime() {
 #[test]
 fn training_here_and_in_memory_starts_no_process() {
     let ended = Program::fixture("in-process").run().code(0).nothing_left();
-    let [here, memory] = ended.own_lines()[..] else { panic!("{:?}", ended.own_lines()) };
+    let [here, memory, asked] = ended.own_lines()[..] else { panic!("{:?}", ended.own_lines()) };
     about(here, "here", 2.0);
     about(memory, "memory", 2.0);
+    about(asked, "asked", 2.0);
     assert_eq!(ended.stderr(), "");
     assert!(!ended.run_folder().exists());
+}
+
+#[test]
+fn train_may_wait_for_a_thread_that_computes_with_rayon() {
+    Program::fixture("prefetch").run().code(0).nothing_left();
 }
 
 #[test]

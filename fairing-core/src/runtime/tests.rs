@@ -542,3 +542,68 @@ fn a_run_goes_on_at_its_position() {
     let start = Position { epoch: 1, batch: 2, round: 7 };
     run_watched(&transport, &[Address::Memory("ps".into())], Topology::new(1, 1), &train, &|_, _| {}, start).model();
 }
+
+#[test]
+fn workers_that_call_different_collectives_are_told_so() {
+    let train = |worker: &Worker| {
+        match worker.rank() {
+            0 => worker.evaluate(&vec![1.0f32; 7], |_| 1.0).map(drop)?,
+            _ => worker.sum(&[1.0]).map(drop)?,
+        }
+        Ok(Flat::new(&[1], 0.0))
+    };
+    let message = in_memory(Topology::new(2, 1), &train).failure().to_string();
+    let either = ["`evaluate` on 7 examples", "`sum` of 1 numbers"];
+    assert!(either.iter().any(|words| message.contains(words)) && message.contains("together"), "{message}");
+}
+
+#[test]
+fn everyone_starts_with_the_state_and_frozen_parameters_of_rank_0() {
+    let train = |worker: &Worker| {
+        let model = worker.join(Flat::new(&[4], 1.0 + worker.rank() as f32), Sgd::new())?;
+        assert_eq!((&model.state[..], &model.frozen[..]), (&[1.0, 1.0][..], &[1, 1, 1][..]));
+        Ok(model)
+    };
+    in_memory(Topology::new(3, 2), &train).model();
+}
+
+#[test]
+fn a_refused_connection_harms_nobody() {
+    let transport: Arc<dyn Transport> = Arc::new(Memory::default());
+    let address = Address::Memory("ps".into());
+    let call = |hello: &Hello| {
+        let mut connection = Connection::new(transport.connect(&address).unwrap());
+        connection.send(hello).unwrap();
+        let answer = connection.receive::<FromCoordinator>(&at_most(HELLO)).unwrap();
+        assert!(matches!(answer, FromCoordinator::Refused { .. }), "{answer:?}");
+        // What a refused one says is not obeyed, and that it goes is no loss.
+        let _ = connection.send(&ToCoordinator::Stop);
+    };
+    let train = |worker: &Worker| {
+        let mut model = worker.join(Flat::new(&[1], 0.0), Sgd::new())?;
+        if worker.rank() == 0 {
+            let hello = |run: &str, speaker| Hello { run: run.into(), speaker, purpose: Purpose::Control };
+            call(&hello("test", Speaker::Replica(Replica::worker(1))));
+            call(&hello("test", Speaker::Replica(Replica::worker(9))));
+            call(&hello("another", Speaker::Replica(Replica::worker(1))));
+        }
+        for _ in 0..20 {
+            model = worker.step(model, Gradient::mean(vec![Some(vec![1.0])], 1), 0.5)?;
+        }
+        assert!(!worker.is_stopping());
+        Ok(model)
+    };
+    let ends = run_over(&transport, std::slice::from_ref(&address), Topology::new(2, 1), &train);
+    assert_eq!(ends.model().trained, [[-10.0]]);
+}
+
+#[test]
+fn a_model_that_is_not_finite_at_the_end_is_no_success() {
+    let train = |worker: &Worker| {
+        let mut model = worker.join(Flat::new(&[2], 0.0), Sgd::new())?;
+        model.trained[0][1] = f32::INFINITY;
+        Ok(model)
+    };
+    let failure = in_memory(Topology::new(1, 1), &train).failure();
+    assert_eq!(failure.kind, FailureKind::NotFinite);
+}

@@ -81,6 +81,8 @@ enum Face {
     Surroundings { forwarded: Vec<String> },
     /// Replicas write to both streams.
     Lines,
+    /// `train` waits for a thread of its own that uses rayon, as one that prefetches batches may.
+    Prefetch,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -91,6 +93,7 @@ fn main() -> anyhow::Result<()> {
             tell(Endless { marker, stubborn }.launch()).map(drop)
         }
         Face::Fault { fault, rank } => tell(Faulty { fault, rank }.launch()).map(drop),
+        Face::Prefetch => tell(Prefetch.launch()).map(drop),
         Face::ReturnBeforeLaunch => {
             if in_replica() {
                 println!("nothing to be done here");
@@ -273,6 +276,21 @@ impl Train for Faulty {
     }
 }
 
+/// Has a thread beside `train`, and asks the other workers something before it joins.
+#[distributed_training(workers = 2, ps = 1)]
+#[derive(Serialize, Deserialize)]
+struct Prefetch;
+
+impl Train for Prefetch {
+    type Model = Linear;
+
+    fn train(&self, worker: &Worker) -> anyhow::Result<Linear> {
+        let (half, other) = std::thread::spawn(|| rayon_core::join(|| 20.0, || 22.0)).join().expect("rayon works");
+        anyhow::ensure!(worker.sum(&[half + other])? == [84.0]);
+        line::fit(worker, 2.0, 5)
+    }
+}
+
 /// Says `up`.
 #[distributed_training(workers = 1, ps = 1)]
 #[derive(Serialize, Deserialize)]
@@ -325,6 +343,7 @@ fn in_process() -> anyhow::Result<()> {
     let line = Line { slope: 2.0, epochs: 5 };
     println!("here {:.3}", line.train_here()?.metric("slope")?);
     println!("memory {:.3}", line.train_in_memory(Topology::new(3, 2))?.metric("slope")?);
+    println!("asked {:.3}", Prefetch.train_in_memory(Topology::new(2, 1))?.metric("slope")?);
     Ok(())
 }
 
