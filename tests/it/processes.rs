@@ -248,8 +248,11 @@ fn crate_outside_the_workspace_trains_and_is_told_of_its_profile() {
     about(ended.own_lines()[0], "slope", 3.0);
     assert!(ended.has_model());
     let warning = "\
-warning: fairing was compiled without optimisation, so training is about ten times slower than it could be. Use \
+warning: fairing was compiled with little or no optimisation, so training is about ten times slower than it could be. Use \
 `--release`, or add to the Cargo.toml of your workspace:
+
+    [profile.dev]
+    opt-level = 1
 
     [profile.dev.package.\"*\"]
     opt-level = 3

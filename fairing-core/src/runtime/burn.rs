@@ -34,7 +34,9 @@ pub(crate) fn compute_in_this_thread(threads: usize) {
     let pool = rayon_core::ThreadPoolBuilder::new().num_threads(threads).use_current_thread();
     // It fails if this thread is in a pool already: then burn computes as well. The pool is needed as long as the thread is,
     // which ends with the process.
-    pool.build().ok().map(std::mem::forget);
+    if let Ok(pool) = pool.build() {
+        mem::forget(pool);
+    }
 }
 
 impl Worker {
