@@ -8,6 +8,7 @@ use std::fmt;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -86,8 +87,9 @@ impl fmt::Display for Replica {
 pub struct Topology {
     /// Number of workers, at least 1.
     pub workers: NonZeroU32,
-    /// Number of parameter servers.
-    pub ps: NonZeroU32,
+    /// Number of processes that are parameter servers and nothing else. With 0, every worker also hosts the server of
+    /// its share of the parameters.
+    pub ps: u32,
 }
 
 impl Topology {
@@ -95,23 +97,39 @@ impl Topology {
     ///
     /// # Panics
     ///
-    /// If one of the numbers is 0. A checked way is to build the struct from two [`NonZeroU32`].
+    /// If there is no worker. A checked way is to build the struct from a [`NonZeroU32`].
     pub const fn new(workers: u32, ps: u32) -> Self {
-        match (NonZeroU32::new(workers), NonZeroU32::new(ps)) {
-            (Some(workers), Some(ps)) => Self { workers, ps },
-            _ => panic!("a topology needs at least one worker and one parameter server"),
+        match NonZeroU32::new(workers) {
+            Some(workers) => Self { workers, ps },
+            None => panic!("a topology needs at least one worker"),
         }
     }
 
     /// All replicas: the servers first, since workers connect to them.
     pub fn replicas(&self) -> impl Iterator<Item = Replica> + use<> {
-        let servers = (0..self.ps.get()).map(Replica::ps);
+        let servers = (0..self.ps).map(Replica::ps);
         servers.chain((0..self.workers.get()).map(Replica::worker))
     }
 
-    /// The replica that hosts the coordinator.
+    /// The replicas that own a share of the parameters, in the order of their shares.
+    pub fn servers(&self) -> impl Iterator<Item = Replica> + use<> {
+        let this = *self;
+        (0..this.server_count() as u32).map(move |index| this.server(index))
+    }
+
+    /// The replica that owns share `index` of the parameters.
+    pub fn server(&self, index: u32) -> Replica {
+        if self.ps == 0 { Replica::worker(index) } else { Replica::ps(index) }
+    }
+
+    /// The replica that hosts the coordinator: the one with the first share.
     pub fn coordinator(&self) -> Replica {
-        Replica::ps(0)
+        self.server(0)
+    }
+
+    /// Whether the workers host the parameters themselves.
+    pub fn is_serverless(&self) -> bool {
+        self.ps == 0
     }
 
     /// Number of workers, as an index bound.
@@ -119,16 +137,53 @@ impl Topology {
         self.workers.get() as usize
     }
 
-    /// Number of parameter servers, as an index bound.
-    pub fn ps_count(&self) -> usize {
-        self.ps.get() as usize
+    /// Number of shares of the parameters, as an index bound.
+    pub fn server_count(&self) -> usize {
+        if self.ps == 0 { self.worker_count() } else { self.ps as usize }
     }
 }
 
 impl fmt::Display for Topology {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plural = |n: u32, one: &str| if n == 1 { format!("{n} {one}") } else { format!("{n} {one}s") };
-        write!(f, "{} + {}", plural(self.workers.get(), "worker"), plural(self.ps.get(), "parameter server"))
+        let workers = plural(self.workers.get(), "worker");
+        match self.ps {
+            0 => write!(f, "{workers} that share the parameters"),
+            ps => write!(f, "{workers} + {}", plural(ps, "parameter server")),
+        }
+    }
+}
+
+/// When a worker's gradient is applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Once all workers have pushed: the mean of their gradients, added in rank order. The answer repeats to the bit.
+    #[default]
+    Sync,
+    /// On arrival. No worker waits for another one.
+    Async,
+    /// On arrival, but a worker that is more than `staleness` completed steps ahead of the slowest one waits for it.
+    Bounded {
+        /// Steps by which the fastest worker may be ahead.
+        staleness: u32,
+    },
+}
+
+impl Mode {
+    /// Whether all workers make each step together.
+    pub fn is_sync(self) -> bool {
+        self == Mode::Sync
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Mode::Sync => f.write_str("sync"),
+            Mode::Async => f.write_str("async"),
+            Mode::Bounded { staleness } => write!(f, "async, staleness {staleness}"),
+        }
     }
 }
 
@@ -175,10 +230,14 @@ pub struct Placement {
     pub seed: u64,
     /// Compute threads that this replica may use.
     pub threads: u32,
-    /// Addresses of the parameter servers, in rank order.
+    /// Addresses of the replicas of [`Topology::servers`], in that order.
     pub servers: Vec<Address>,
     /// The folder behind `worker.data_dir()`.
     pub data_dir: Option<PathBuf>,
+    /// When a worker's gradient is applied.
+    pub mode: Mode,
+    /// How long the run is held for a lost worker to be started again; zero if its loss is the run's failure.
+    pub rejoin: Duration,
 }
 
 const RUN: &str = "FAIRING_PLACEMENT_RUN";
@@ -190,9 +249,15 @@ const SEED: &str = "FAIRING_PLACEMENT_SEED";
 const THREADS: &str = "FAIRING_PLACEMENT_THREADS";
 const SERVERS: &str = "FAIRING_PLACEMENT_SERVERS";
 const DATA: &str = "FAIRING_PLACEMENT_DATA";
+const STALENESS: &str = "FAIRING_PLACEMENT_STALENESS";
+const REJOIN: &str = "FAIRING_PLACEMENT_REJOIN_MS";
 
 /// Every variable that carries a placement; its presence makes a process a replica.
-pub const PLACEMENT_VARIABLES: [&str; 9] = [RUN, ROLE, RANK, WORKERS, PS, SEED, THREADS, SERVERS, DATA];
+pub const PLACEMENT_VARIABLES: [&str; 11] =
+    [RUN, ROLE, RANK, WORKERS, PS, SEED, THREADS, SERVERS, DATA, STALENESS, REJOIN];
+
+/// How [`Mode::Async`] is written into [`STALENESS`]; it is absent in sync mode.
+const UNBOUNDED: &str = "unbounded";
 
 /// Failure to read a placement. Returned by [`Placement::from_env`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -236,6 +301,14 @@ impl Placement {
         if let Some(data_dir) = &self.data_dir {
             variables.push((DATA, data_dir.display().to_string()));
         }
+        match self.mode {
+            Mode::Sync => {}
+            Mode::Async => variables.push((STALENESS, UNBOUNDED.to_owned())),
+            Mode::Bounded { staleness } => variables.push((STALENESS, staleness.to_string())),
+        }
+        if !self.rejoin.is_zero() {
+            variables.push((REJOIN, self.rejoin.as_millis().to_string()));
+        }
         variables
     }
 
@@ -254,15 +327,15 @@ impl Placement {
         let topology = Topology { workers: parse(env, WORKERS)?, ps: parse(env, PS)? };
         let rank: u32 = parse(env, RANK)?;
         let bound = match role {
-            Role::Worker => topology.workers,
+            Role::Worker => topology.workers.get(),
             Role::Ps => topology.ps,
         };
-        if rank >= bound.get() {
+        if rank >= bound {
             return Err(PlacementError::Invalid { name: RANK, value: rank.to_string() });
         }
         let servers = text(SERVERS)?;
         let servers = servers.split(',').map(Address::from_str).collect::<Result<Vec<_>, _>>()?;
-        if servers.len() != topology.ps_count() {
+        if servers.len() != topology.server_count() {
             return Err(PlacementError::Invalid { name: SERVERS, value: text(SERVERS)? });
         }
         Ok(Self {
@@ -273,6 +346,15 @@ impl Placement {
             threads: parse(env, THREADS)?,
             servers,
             data_dir: env.get(DATA).map(PathBuf::from),
+            mode: match env.get(STALENESS).as_deref() {
+                None => Mode::Sync,
+                Some(UNBOUNDED) => Mode::Async,
+                Some(_) => Mode::Bounded { staleness: parse(env, STALENESS)? },
+            },
+            rejoin: match env.get(REJOIN) {
+                None => Duration::ZERO,
+                Some(_) => Duration::from_millis(parse(env, REJOIN)?),
+            },
         })
     }
 }
@@ -296,27 +378,48 @@ mod tests {
             threads: 4,
             servers: vec![Address::Unix("/run/x/ps-0.sock".into()), Address::Unix("/run/x/ps-1.sock".into())],
             data_dir: Some("/data/set".into()),
+            mode: Mode::Bounded { staleness: 4 },
+            rejoin: Duration::from_secs(30),
         }
     }
 
     #[test]
     fn placement_survives_the_environment() {
-        let written = placement();
-        let env: BTreeMap<String, String> = written.to_env().into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
-        assert!(Placement::is_in(&env));
-        assert_eq!(Placement::from_env(&env).unwrap(), written);
+        let modes = [Mode::Sync, Mode::Async, Mode::Bounded { staleness: 0 }];
+        let sparse = modes.map(|mode| Placement { mode, rejoin: Duration::ZERO, data_dir: None, ..placement() });
+        for written in [placement()].into_iter().chain(sparse) {
+            let env: BTreeMap<String, String> = written.to_env().into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
+            assert!(Placement::is_in(&env));
+            assert_eq!(Placement::from_env(&env).unwrap(), written);
+        }
+    }
+
+    #[test]
+    fn without_servers_the_workers_are_the_servers() {
+        let topology = Topology::new(3, 0);
+        assert_eq!(topology.servers().collect::<Vec<_>>(), topology.replicas().collect::<Vec<_>>());
+        assert_eq!((topology.coordinator(), topology.server_count()), (Replica::worker(0), 3));
+        assert_eq!(Topology::new(3, 2).servers().collect::<Vec<_>>(), [Replica::ps(0), Replica::ps(1)]);
     }
 
     #[test]
     fn every_broken_variable_is_named() {
         let whole: BTreeMap<String, String> =
             placement().to_env().into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
-        for name in PLACEMENT_VARIABLES.into_iter().filter(|name| *name != DATA) {
+        for name in PLACEMENT_VARIABLES.into_iter().filter(|name| ![DATA, STALENESS, REJOIN].contains(name)) {
             let mut without = whole.clone();
             without.remove(name);
             assert_eq!(Placement::from_env(&without).unwrap_err(), PlacementError::Missing { name });
         }
-        for (name, value) in [(ROLE, "chief"), (RANK, "3"), (WORKERS, "0"), (SEED, "-1"), (SERVERS, "unix:/one")] {
+        for (name, value) in [
+            (ROLE, "chief"),
+            (RANK, "3"),
+            (WORKERS, "0"),
+            (SEED, "-1"),
+            (SERVERS, "unix:/one"),
+            (STALENESS, "-1"),
+            (REJOIN, "1s"),
+        ] {
             let mut broken = whole.clone();
             broken.insert(name.to_owned(), value.to_owned());
             let expected = PlacementError::Invalid { name, value: value.to_owned() };

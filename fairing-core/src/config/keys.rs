@@ -36,7 +36,7 @@ pub(super) static KEYS: [Key; 11] = [
         name: "ps",
         variable: "FAIRING_PS",
         apply: |config, written, _| {
-            config.topology.ps = count(written).ok_or_else(|| match written {
+            config.topology.ps = count(written).map(NonZeroU32::get).ok_or_else(|| match written {
                 Written::Other("a table") => "a whole number from 1 (resources go into `[resources.ps]`)".to_owned(),
                 _ if written.integer() == Some(0) => {
                     "at least 1 (`ps = 0`, workers that host the parameters, comes with a later version)".to_owned()

@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::keys::KEYS;
 use super::raw::{Entry, RawConfig};
 use super::{Attribute, ConfigError, Env, Explanation, LaunchOptions, Origin, Problem, Resources, Row, Surroundings};
-use crate::topology::Topology;
+use crate::topology::{Mode, Topology};
 
 /// What the user wants, checked: past [`Config::resolve`] every value is usable as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +15,10 @@ use crate::topology::Topology;
 pub struct Config {
     /// How many workers and parameter servers, default one of each.
     pub topology: Topology,
+    /// When a worker's gradient is applied, default once all workers have pushed.
+    pub mode: Mode,
+    /// How long the run is held for a lost worker, which is started again; default zero: its loss is the run's failure.
+    pub rejoin: Duration,
     /// Seed of the initial parameters, of the data order and of the framework's generator, default 0.
     pub seed: u64,
     /// Names of the variables that the replicas see, default none. All valid, none fairing's own, none twice.
@@ -120,6 +125,8 @@ impl Config {
     fn defaults(surroundings: &Surroundings) -> Self {
         Self {
             topology: Topology::new(1, 1),
+            mode: Mode::Sync,
+            rejoin: Duration::ZERO,
             seed: 0,
             env: Vec::new(),
             data_dir: None,

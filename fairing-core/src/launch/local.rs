@@ -84,7 +84,7 @@ impl LocalLauncher {
             .permissions(std::fs::Permissions::from_mode(0o700))
             .tempdir_in(absolute)
             .map_err(create_folder)?;
-        let longest = socket(folder.path(), Replica::ps(u32::MAX));
+        let longest = socket(folder.path(), Replica::worker(u32::MAX));
         if longest.as_os_str().len() > SOCKET_PATH_BYTES {
             return Err(LaunchError::FolderTooLong {
                 folder: folder.path().to_owned(),
@@ -104,8 +104,7 @@ fn socket(folder: &Path, replica: Replica) -> PathBuf {
 
 impl Launcher for LocalLauncher {
     fn addresses(&self, topology: &Topology) -> Vec<Address> {
-        let servers = (0..topology.ps.get()).map(Replica::ps);
-        servers.map(|server| Address::Unix(socket(self.folder.path(), server))).collect()
+        topology.servers().map(|server| Address::Unix(socket(self.folder.path(), server))).collect()
     }
 
     fn launch(

@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::Scope;
+use std::time::Duration;
 
 use super::caller::{self, Heard};
 use super::outcome::{OutcomeError, last};
@@ -74,7 +75,7 @@ pub(crate) fn train_in_memory<T: DistributedTraining>(
     let bytes = value.to_bytes().map_err(|reason| TrainError::Value { reason })?;
     // A value that cannot be read back is better known here than from a replica.
     T::from_bytes(&bytes).map_err(|reason| TrainError::Value { reason })?;
-    let servers: Vec<_> = (0..topology.ps.get()).map(|rank| Address::Memory(Replica::ps(rank).file_name())).collect();
+    let servers: Vec<_> = topology.servers().map(|server| Address::Memory(server.file_name())).collect();
     let transport: Arc<dyn Transport> = Arc::new(Memory::default());
     let context = |replica| Context {
         placement: Placement {
@@ -85,6 +86,8 @@ pub(crate) fn train_in_memory<T: DistributedTraining>(
             threads: 1,
             servers: servers.clone(),
             data_dir: config.data_dir.clone(),
+            mode: config.mode,
+            rejoin: Duration::ZERO,
         },
         transport: transport.clone(),
         status: Arc::new(RunStatus::default()),

@@ -281,6 +281,8 @@ fn placements(run: &str, config: &Config, servers: Vec<crate::topology::Address>
         threads: threads(&config.topology, config),
         servers: servers.clone(),
         data_dir: config.data_dir.clone(),
+        mode: config.mode,
+        rejoin: config.rejoin,
     };
     config.topology.replicas().map(placement).collect()
 }

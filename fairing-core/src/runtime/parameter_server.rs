@@ -167,7 +167,7 @@ impl ParameterServer {
             let message = format!("a layout of more than {MOST_PARAMETERS} parameters");
             return Err(protocol(worker, message));
         }
-        let range = shard(join.layout.trained_len(), self.index, self.topology.ps_count());
+        let range = shard(join.layout.trained_len(), self.index, self.topology.server_count());
         let mut initial = None;
         let mut frozen = Vec::new();
         if rank.0 == 0 {
@@ -222,7 +222,7 @@ impl ParameterServer {
         if joining.present.iter().all(|present| *present)
             && let (Some((_, reference)), Some(initial)) = (&joining.reference, joining.initial.take())
         {
-            let range = shard(reference.layout.trained_len(), self.index, self.topology.ps_count());
+            let range = shard(reference.layout.trained_len(), self.index, self.topology.server_count());
             let shard =
                 Shard::new(&reference.layout, range, &reference.optimizer, initial, self.topology, self.first_round);
             joining.shard = Some(Arc::new(shard));

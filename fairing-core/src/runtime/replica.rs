@@ -102,7 +102,7 @@ impl Door {
     fn accept(self: &Arc<Self>, listener: &dyn Listener) {
         // Two connections per worker, one per server and the caller, and room for a few that will be refused.
         let topology = self.placement.topology;
-        let most = topology.worker_count() * 2 + topology.ps_count() + 8;
+        let most = topology.worker_count() * 2 + topology.server_count() + 8;
         while !self.closed.load(Ordering::Acquire) {
             let stream = match listener.accept(TICK) {
                 Ok(Some(stream)) => stream,

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use super::layout::{Class, Layout, LayoutError, TensorSpec};
 use super::model::{Gradient, Model};
@@ -15,7 +16,7 @@ use crate::protocol::deadline::HELLO;
 use crate::protocol::failure::{Failure, FailureKind};
 use crate::protocol::message::{FromCoordinator, Hello, Position, Purpose, Speaker, ToCoordinator};
 use crate::protocol::transport::{Memory, Transport, Unix};
-use crate::topology::{Address, Placement, Replica, Role, Topology};
+use crate::topology::{Address, Mode, Placement, Replica, Role, Topology};
 
 /// Some trained tensors, one frozen and one state tensor.
 #[derive(Debug, Clone, PartialEq)]
@@ -142,6 +143,8 @@ fn run_watched(
             threads: 1,
             servers: servers.to_vec(),
             data_dir: None,
+            mode: Mode::Sync,
+            rejoin: Duration::ZERO,
         },
         transport: transport.clone(),
         status: Arc::new(RunStatus::default()),
@@ -192,7 +195,7 @@ fn run_watched(
 }
 
 fn in_memory(topology: Topology, train: TrainFn<'_>) -> Ends {
-    let servers: Vec<_> = (0..topology.ps.get()).map(|rank| Address::Memory(format!("ps-{rank}"))).collect();
+    let servers: Vec<_> = topology.servers().map(|server| Address::Memory(server.file_name())).collect();
     let transport: Arc<dyn Transport> = Arc::new(Memory::default());
     run_over(&transport, &servers, topology, train)
 }
@@ -200,7 +203,7 @@ fn in_memory(topology: Topology, train: TrainFn<'_>) -> Ends {
 fn over_sockets(topology: Topology, train: TrainFn<'_>) -> Ends {
     let folder = tempfile::tempdir().unwrap();
     let servers: Vec<_> =
-        (0..topology.ps.get()).map(|rank| Address::Unix(folder.path().join(format!("{rank}")))).collect();
+        topology.servers().map(|server| Address::Unix(folder.path().join(server.file_name()))).collect();
     let transport: Arc<dyn Transport> = Arc::new(Unix);
     run_over(&transport, &servers, topology, train)
 }

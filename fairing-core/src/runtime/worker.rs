@@ -264,7 +264,7 @@ impl Worker {
                 if !first {
                     return Ok(());
                 }
-                let range = shard(exchange.parameters.len(), index, self.placement.topology.ps_count());
+                let range = shard(exchange.parameters.len(), index, self.placement.topology.server_count());
                 server.send_frame(Kind::Parameters, bytemuck::cast_slice(&exchange.parameters[range]))?;
                 if index == 0 { server.send_frame(Kind::Frozen, &unlearned) } else { Ok(()) }
             });
