@@ -95,7 +95,7 @@ pub use protocol::failure::{Failure, FailureKind};
 pub use run::{Outcome, OutcomeError, Run, RunError, TrainError, Trained, in_replica};
 pub use runtime::data;
 pub use runtime::{Gradient, Model, Worker};
-pub use topology::Topology;
+pub use topology::{Mode, Topology};
 pub use training::{DistributedTraining, Train};
 
 #[cfg(feature = "mimalloc")]

@@ -20,7 +20,7 @@ use fairing_core::exit::ExitCode;
 use fairing_core::launch::{LaunchError, LaunchPlan, Launched, Launcher, LocalLauncher, Program, ReplicaEvent};
 use fairing_core::lifeline::{self, LifelineError};
 use fairing_core::observe::events::{Exit, Stream};
-use fairing_core::topology::{Placement, Replica, Topology};
+use fairing_core::topology::{Mode, Placement, Replica, Topology};
 use tempfile::TempDir;
 
 /// Far above what anything here takes on a busy machine.
@@ -251,6 +251,8 @@ fn plan(launcher: &LocalLauncher, topology: Topology, behaviour: &str) -> Launch
         threads: 3,
         servers: servers.clone(),
         data_dir: None,
+        mode: Mode::Sync,
+        rejoin: Duration::ZERO,
     };
     let arguments: Vec<OsString> = ["replica", behaviour].map(OsString::from).into();
     LaunchPlan {

@@ -58,8 +58,12 @@ struct Key {
 
 #[derive(Clone, Copy)]
 enum Kind {
+    /// A `u32` from 1.
     Count,
-    Seed,
+    /// A number from 0.
+    Number(Integer),
+    Mode,
+    Duration,
     Names,
     Folder,
     Target,
@@ -71,10 +75,13 @@ const fn key(name: &'static str, kind: Kind, example: &'static str) -> Key {
     Key { name, kind, example }
 }
 
-const KEYS: [Key; 7] = [
+const KEYS: [Key; 10] = [
     key("workers", Kind::Count, "workers = 2"),
-    key("ps", Kind::Count, "ps = 1"),
-    key("seed", Kind::Seed, "seed = 7"),
+    key("ps", Kind::Number(Integer::U32), "ps = 1"),
+    key("mode", Kind::Mode, "mode = \"async\""),
+    key("staleness", Kind::Number(Integer::U32), "staleness = 4"),
+    key("rejoin", Kind::Duration, "rejoin = \"30s\""),
+    key("seed", Kind::Number(Integer::U64), "seed = 7"),
     key("env", Kind::Names, "env = [\"HF_HOME\"]"),
     key("data", Kind::Folder, "data = \"data\""),
     key("target", Kind::Target, "target = \"local\""),
@@ -96,6 +103,7 @@ impl Job {
         let item = check_item(item).map_err(|error| errors.push(error)).ok();
         let mut settings = Vec::new();
         check_args(args, &mut settings, &mut errors);
+        check_together(&mut settings, &mut errors);
         errors.finish()?;
         let item = item.expect("an item that is refused leaves an error");
         Ok(Self { item, settings })
@@ -148,6 +156,36 @@ fn check_args(args: Args, settings: &mut Vec<Setting>, errors: &mut Errors) {
             (value, Some(key)) => check_value(key, &text, &name, value, settings, errors),
             (_, None) => errors.push(unknown(&name, &text)),
         }
+    }
+}
+
+/// The rules about several settings. What is no literal here is left to the compiler, or to the program's start.
+fn check_together(settings: &mut [Setting], errors: &mut Errors) {
+    let find = |name: &str| settings.iter().find(|setting| setting.field == name);
+    let text = |name: &str| match find(name).map(|setting| &setting.value) {
+        Some(Checked::Text(literal)) => Some(literal.value()),
+        _ => None,
+    };
+    let mode = text("mode");
+    let mut needs_server = Vec::new();
+    match (mode.as_deref(), find("staleness")) {
+        (Some("sync"), Some(staleness)) => {
+            errors.push(syn::Error::new(staleness.field.span(), grammar::STALENESS_IN_SYNC));
+        }
+        (_, Some(_)) => needs_server.push(grammar::needs_server("staleness")),
+        (Some("async"), None) => needs_server.push(grammar::needs_server("mode = \"async\"")),
+        _ => {}
+    }
+    if text("rejoin").is_some_and(|text| grammar::duration(&text).is_ok_and(|rejoin| !rejoin.is_zero())) {
+        needs_server.push(grammar::REJOIN_WITHOUT_SERVER.to_owned());
+    }
+    let Some(ps) = settings.iter_mut().find(|setting| setting.field == "ps") else { return };
+    match &mut ps.value {
+        Checked::Number(Number::Literal(literal)) if literal.base10_parse().is_ok_and(|ps: u32| ps == 0) => {
+            needs_server.into_iter().for_each(|message| errors.push(syn::Error::new(literal.span(), message)));
+        }
+        Checked::Number(Number::Constant { zero, .. }) => *zero = needs_server.into_iter().next(),
+        _ => {}
     }
 }
 
@@ -211,7 +249,9 @@ impl Key {
     fn check(&self, expr: Expr, errors: &mut Errors) -> Option<Checked> {
         let checked = match self.kind {
             Kind::Count => self.number(expr, Integer::U32).map(Checked::Number),
-            Kind::Seed => self.number(expr, Integer::U64).map(Checked::Number),
+            Kind::Number(integer) => self.number(expr, integer).map(Checked::Number),
+            Kind::Mode => self.text(expr, grammar::mode),
+            Kind::Duration => self.text(expr, |text| grammar::duration(text).and_then(grammar::rejoin)),
             Kind::Names => return self.names(expr, errors),
             Kind::Folder => {
                 self.text(expr, |text| if text.is_empty() { Err("the path of a folder".into()) } else { Ok(()) })
@@ -228,13 +268,9 @@ impl Key {
     }
 
     fn zero(&self) -> Option<String> {
-        match self.name {
-            "seed" => None,
-            "ps" => Some(
-                "`ps` must be at least 1 (`ps = 0`, workers that host the parameters, comes with a later version)"
-                    .to_owned(),
-            ),
-            name => Some(format!("`{name}` must be at least 1")),
+        match self.kind {
+            Kind::Number(_) => None,
+            _ => Some(format!("`{}` must be at least 1", self.name)),
         }
     }
 

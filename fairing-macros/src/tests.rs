@@ -38,12 +38,15 @@ fn accepted(args: TokenStream) -> String {
 #[test]
 fn every_argument_reaches_its_field() {
     let tokens = accepted(quote! {
-        workers = 2, ps = 1, seed = 7, env = ["A", "B"], data = "data", target = "local", runs = "runs",
+        workers = 2, ps = 1, mode = "async", staleness = 4, rejoin = "30s", seed = 7, env = ["A", "B"], data = "data", target = "local", runs = "runs",
         worker(cpu = 2, memory = "1Gi"), ps(cpu = "500m", memory = "1GB"),
     });
     for field in [
         "workers : :: core :: option :: Option :: Some (2)",
         "ps : :: core :: option :: Option :: Some (1)",
+        "mode : :: core :: option :: Option :: Some (\"async\")",
+        "staleness : :: core :: option :: Option :: Some (4)",
+        "rejoin : :: core :: option :: Option :: Some (\"30s\")",
         "seed : :: core :: option :: Option :: Some (7)",
         "env : :: core :: option :: Option :: Some (& [\"A\" , \"B\"])",
         "data : :: core :: option :: Option :: Some (\"data\")",
@@ -71,16 +74,30 @@ fn constants_are_asserted_and_stand_once() {
 }
 
 #[test]
+fn a_constant_number_of_servers_is_asserted_where_one_is_needed() {
+    let message = "needs a parameter server";
+    for settings in [quote!(mode = "async"), quote!(staleness = 4), quote!(rejoin = "30s")] {
+        assert!(accepted(quote!(ps = SERVERS, #settings)).contains(message), "{settings}");
+        assert!(!accepted(quote!(ps = 1, #settings)).contains(message), "{settings}");
+    }
+    for settings in [quote!(mode = "sync"), quote!(rejoin = "0s"), quote!(workers = 1)] {
+        assert!(!accepted(quote!(ps = SERVERS, #settings)).contains(message), "{settings}");
+        accepted(quote!(ps = 0, #settings));
+    }
+    assert_eq!(messages(quote!(ps = 0, mode = "async", rejoin = "30s")).len(), 2);
+}
+
+#[test]
 fn each_mistake_has_its_message() {
     let cases = [
         (quote!(wrokers = 2), "unknown argument `wrokers`; did you mean `workers`?"),
         (
             quote!(gpu = 2),
-            "unknown argument `gpu`; there are `workers`, `ps`, `seed`, `env`, `data`, `target`, `runs`, `worker`",
+            "unknown argument `gpu`; there are `workers`, `ps`, `mode`, `staleness`, `rejoin`, `seed`, `env`, `data`, `target`, `runs`, `worker`",
         ),
         (
             quote!(crate = 2),
-            "unknown argument `crate`; there are `workers`, `ps`, `seed`, `env`, `data`, `target`, `runs`, `worker`",
+            "unknown argument `crate`; there are `workers`, `ps`, `mode`, `staleness`, `rejoin`, `seed`, `env`, `data`, `target`, `runs`, `worker`",
         ),
         (quote!(cpu = 2), "`cpu` belongs to a role, for example `worker(cpu = 2)`"),
         (
@@ -93,9 +110,27 @@ fn each_mistake_has_its_message() {
         (quote!(ps(cpus = 1)), "unknown argument `cpus` in `ps(...)`; did you mean `cpu`?"),
         (quote!(worker(disk = 1)), "unknown argument `disk` in `worker(...)`; it takes `cpu` and `memory`"),
         (quote!(workers = 0), "`workers` must be at least 1"),
+        (quote!(mode = "asinc"), "`mode` is \"asinc\"; expected \"sync\" or \"async\"; did you mean \"async\"?"),
         (
-            quote!(ps = 0),
-            "`ps` must be at least 1 (`ps = 0`, workers that host the parameters, comes with a later version)",
+            quote!(mode = "bounded"),
+            "`mode` is \"bounded\"; expected \"sync\" or \"async\" (bounded asynchrony is `staleness = 4`)",
+        ),
+        (quote!(mode = Async), "`mode` takes a text in quotes, for example `mode = \"async\"`"),
+        (quote!(staleness = "4"), "`staleness` takes a whole number, for example `staleness = 4`"),
+        (quote!(staleness = 4294967296), "`staleness` must be at most 4294967295"),
+        (quote!(rejoin = 30), "`rejoin` takes a text in quotes, for example `rejoin = \"30s\"`"),
+        (
+            quote!(rejoin = "30"),
+            "`rejoin` is \"30\"; expected a duration such as \"30s\" or \"2m\" (a unit is missing)",
+        ),
+        (quote!(rejoin = "61m"), "`rejoin` is \"61m\"; expected at most \"1h\""),
+        (quote!(mode = "sync", staleness = 4), "`staleness` has no meaning with `mode = \"sync\"`"),
+        (quote!(staleness = LIMIT, ps = 0, mode = "sync"), "`staleness` has no meaning with `mode = \"sync\"`"),
+        (quote!(ps = 0, mode = "async"), "`mode = \"async\"` needs a parameter server; set `ps = 1`"),
+        (quote!(staleness = 0, ps = 0), "`staleness` needs a parameter server; set `ps = 1`"),
+        (
+            quote!(rejoin = "1ms", ps = 0),
+            "`rejoin` needs a parameter server, since a lost worker would take its share of the parameters with it; set `ps = 1`",
         ),
         (quote!(worker(cpu = 0)), "`cpu` must be at least 1"),
         (quote!(workers = -1), "`workers` takes a whole number, for example `workers = 2`"),
@@ -138,7 +173,7 @@ fn each_mistake_has_its_message() {
 
 #[test]
 fn all_mistakes_are_found_at_once() {
-    let args = quote!(wrokers = 2, ps = 0, seed 3, env = ["A=1", B], worker(memory = "1Gbb", cpus = 2), data = 3);
+    let args = quote!(wrokers = 2, ps = -1, seed 3, env = ["A=1", B], worker(memory = "1Gbb", cpus = 2), data = 3);
     assert_eq!(messages(args).len(), 8);
     assert_eq!(
         refused(

@@ -9,6 +9,9 @@
 pub struct Attribute {
     pub workers: Option<u32>,
     pub ps: Option<u32>,
+    pub mode: Option<&'static str>,
+    pub staleness: Option<u32>,
+    pub rejoin: Option<&'static str>,
     pub seed: Option<u64>,
     pub env: Option<&'static [&'static str]>,
     pub data: Option<&'static str>,
@@ -35,6 +38,9 @@ impl Attribute {
     pub const NONE: Self = Self {
         workers: None,
         ps: None,
+        mode: None,
+        staleness: None,
+        rejoin: None,
         seed: None,
         env: None,
         data: None,

@@ -77,6 +77,17 @@ pub enum Problem {
         /// What it should be.
         expected: String,
     },
+    /// Settings that can be meant one by one but not together.
+    Together {
+        /// Where the one is that asks for too much.
+        origin: Origin,
+        /// The key that it does not go with.
+        other_key: &'static str,
+        /// Where that one is.
+        other: Origin,
+        /// What is wrong.
+        reason: String,
+    },
     /// `Fairing.toml` is not TOML.
     Syntax {
         /// Where it is.
@@ -90,7 +101,10 @@ impl Problem {
     /// Where it is.
     pub fn origin(&self) -> &Origin {
         match self {
-            Problem::Unknown { origin, .. } | Problem::Value { origin, .. } | Problem::Syntax { origin, .. } => origin,
+            Problem::Unknown { origin, .. }
+            | Problem::Value { origin, .. }
+            | Problem::Together { origin, .. }
+            | Problem::Syntax { origin, .. } => origin,
         }
     }
 }
@@ -119,6 +133,10 @@ impl fmt::Display for Problem {
             }
             Problem::Value { origin, key, found, expected } => {
                 write!(f, "{origin}: `{key}` is {found}; expected {expected}")
+            }
+            Problem::Together { origin, other_key, other, reason } => {
+                write!(f, "{origin}: {reason}")?;
+                if origin == other { Ok(()) } else { write!(f, " (`{other_key}` is set by {other})") }
             }
             Problem::Syntax { origin, message } => write!(f, "{origin}: {message}"),
         }

@@ -1,8 +1,11 @@
-//! What both crates must read alike: sizes, cores, variable names, targets, and what a misspelt word may have meant.
+//! What both crates must read alike: sizes, cores, durations, variable names, targets, modes, and what a misspelt word may
+//! have meant.
 //!
 //! `fairing-macros` cannot depend on `fairing-core`, so its file of this name is a link to this one (`cargo package`
 //! copies what a link points to). Every function that can fail gives back what would have been right, to be put behind
 //! "expected".
+
+use std::time::Duration;
 
 /// Units of memory and their bytes: a decimal or binary prefix, the `B` optional.
 const MEMORY_UNITS: [(&str, u64); 17] = [
@@ -24,6 +27,12 @@ const MEMORY_UNITS: [(&str, u64); 17] = [
     ("Ti", 1 << 40),
     ("TiB", 1 << 40),
 ];
+
+/// Units of a duration and their milliseconds.
+const TIME_UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
+
+/// Longer than any scheduler takes to replace a process, shorter than a person leaves a run that stands still.
+const REJOIN_MAX: Duration = Duration::from_secs(3600);
 
 /// Thousandths of a core: `2`, `1.5` or `500m`.
 pub(crate) fn millicores(text: &str) -> Result<u64, String> {
@@ -53,6 +62,60 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
         }),
     }
 }
+
+/// A span of time, the sum of its parts: `30s`, `2m`, `1m 30s`, `0s`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let expected = || "a duration such as \"30s\" or \"2m\"".to_owned();
+    let (mut rest, mut total_ms) = (text, 0_u64);
+    while !rest.is_empty() {
+        let (number, behind) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len()));
+        let (unit, behind) = behind.split_at(behind.find(|c: char| !c.is_alphabetic()).unwrap_or(behind.len()));
+        let count = whole(number).filter(|_| !number.is_empty()).ok_or_else(expected)?;
+        let Some((_, unit_ms)) = TIME_UNITS.iter().find(|(name, _)| *name == unit) else {
+            return Err(match unit {
+                "" if behind.is_empty() => format!("{} (a unit is missing)", expected()),
+                "" => expected(),
+                _ => format!("{}; the units are ms, s, m and h", expected()),
+            });
+        };
+        let part_ms = count.checked_mul(*unit_ms).ok_or_else(expected)?;
+        total_ms = total_ms.checked_add(part_ms).ok_or_else(expected)?;
+        rest = behind.trim_start();
+    }
+    if text.is_empty() { Err(expected()) } else { Ok(Duration::from_millis(total_ms)) }
+}
+
+/// Whether a run may be held for that long for a lost worker.
+pub(crate) fn rejoin(duration: Duration) -> Result<(), String> {
+    if duration <= REJOIN_MAX { Ok(()) } else { Err("at most \"1h\"".to_owned()) }
+}
+
+/// The two words that `mode` takes.
+pub(crate) fn mode(text: &str) -> Result<(), String> {
+    match text {
+        "sync" | "async" => Ok(()),
+        _ => {
+            let remedy = match nearest(text, ["sync", "async"]) {
+                Some(near) => format!("; did you mean \"{near}\"?"),
+                None => " (bounded asynchrony is `staleness = 4`)".to_owned(),
+            };
+            Err(format!("\"sync\" or \"async\"{remedy}"))
+        }
+    }
+}
+
+/// Why `staleness` cannot stand beside "sync".
+pub(crate) const STALENESS_IN_SYNC: &str = "`staleness` has no meaning with `mode = \"sync\"`";
+
+/// Why `setting`, a mode or a staleness, cannot stand beside `ps = 0`: workers exchange their shares in a step that all of
+/// them make together.
+pub(crate) fn needs_server(setting: &str) -> String {
+    format!("`{setting}` needs a parameter server; set `ps = 1`")
+}
+
+/// Why `rejoin` cannot stand beside `ps = 0`.
+pub(crate) const REJOIN_WITHOUT_SERVER: &str = "`rejoin` needs a parameter server, since a lost worker would take its \
+                                                share of the parameters with it; set `ps = 1`";
 
 /// Whether `text` can name a variable that is handed on to the replicas.
 pub(crate) fn variable_name(text: &str) -> Result<(), String> {
@@ -170,6 +233,32 @@ mod tests {
             assert!(message.ends_with(&format!("did you mean \"{right}\"?")), "{text}: {message}");
         }
         assert!(bytes("1024").unwrap_err().ends_with("(a unit is missing)"));
+    }
+
+    #[test]
+    fn durations_are_sums_of_whole_units() {
+        let cases = [("0s", 0), ("1ms", 1), ("30s", 30_000), ("2m", 120_000), ("1h", 3_600_000), ("1m 30s", 90_000)];
+        for (text, expected_ms) in cases.into_iter().chain([("1m30s", 90_000), ("0h", 0)]) {
+            assert_eq!(duration(text), Ok(Duration::from_millis(expected_ms)), "{text}");
+        }
+        for text in ["", " ", "-1s", "1.5s", "s", "1 s", " 1s", "1s,", "1s m", "30 s", "99999999999999999999s", "1e3s"]
+        {
+            assert!(duration(text).is_err(), "{text}");
+        }
+        assert!(duration("18446744073709551615h").is_err() && duration("18446744073709551615ms 1ms").is_err());
+        assert!(duration("30").unwrap_err().ends_with("(a unit is missing)"));
+        assert!(duration("30sec").unwrap_err().ends_with("the units are ms, s, m and h"));
+        assert!(rejoin(REJOIN_MAX).is_ok() && rejoin(REJOIN_MAX + Duration::from_millis(1)).is_err());
+    }
+
+    #[test]
+    fn a_mode_is_one_of_two_words() {
+        assert_eq!((mode("sync"), mode("async")), (Ok(()), Ok(())));
+        for (text, end) in
+            [("asinc", "did you mean \"async\"?"), ("Sync", "\"sync\"?"), ("bounded", "`staleness = 4`)")]
+        {
+            assert!(mode(text).unwrap_err().ends_with(end), "{text}: {:?}", mode(text));
+        }
     }
 
     #[test]

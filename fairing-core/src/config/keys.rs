@@ -3,9 +3,11 @@
 
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::raw::Written;
 use super::{Config, Cpu, Memory, Target, grammar};
+use crate::topology::Mode;
 
 /// One setting: how it is spelt, read and shown.
 #[derive(Debug)]
@@ -22,12 +24,13 @@ pub(super) struct Key {
 }
 
 /// Every key, in the order in which they are explained.
-pub(super) static KEYS: [Key; 11] = [
+pub(super) static KEYS: [Key; 14] = [
     Key {
         name: "workers",
         variable: "FAIRING_WORKERS",
         apply: |config, written, _| {
-            config.topology.workers = count(written).ok_or_else(|| number_from(1, written))?;
+            let workers = count(written).and_then(NonZeroU32::new);
+            config.topology.workers = workers.ok_or_else(|| number_from(1, written))?;
             Ok(())
         },
         show: |config| config.topology.workers.to_string(),
@@ -36,16 +39,49 @@ pub(super) static KEYS: [Key; 11] = [
         name: "ps",
         variable: "FAIRING_PS",
         apply: |config, written, _| {
-            config.topology.ps = count(written).map(NonZeroU32::get).ok_or_else(|| match written {
-                Written::Other("a table") => "a whole number from 1 (resources go into `[resources.ps]`)".to_owned(),
-                _ if written.integer() == Some(0) => {
-                    "at least 1 (`ps = 0`, workers that host the parameters, comes with a later version)".to_owned()
-                }
-                _ => number_from(1, written),
+            config.topology.ps = count(written).ok_or_else(|| match written {
+                Written::Other("a table") => "a whole number from 0 (resources go into `[resources.ps]`)".to_owned(),
+                _ => number_from(0, written),
             })?;
             Ok(())
         },
         show: |config| config.topology.ps.to_string(),
+    },
+    Key {
+        name: "mode",
+        variable: "FAIRING_MODE",
+        // A layer's mode is applied before its staleness, so that it replaces the staleness of the layers below.
+        apply: |config, written, _| {
+            let word = written.text().unwrap_or_default();
+            grammar::mode(word)?;
+            config.mode = if word == "sync" { Mode::Sync } else { Mode::Async };
+            Ok(())
+        },
+        show: |config| if config.mode.is_sync() { "sync" } else { "async" }.to_owned(),
+    },
+    Key {
+        name: "staleness",
+        variable: "FAIRING_STALENESS",
+        apply: |config, written, _| {
+            let staleness = count(written).ok_or_else(|| number_from(0, written))?;
+            config.mode = Mode::Bounded { staleness };
+            Ok(())
+        },
+        show: |config| {
+            or_dash(match config.mode {
+                Mode::Bounded { staleness } => Some(staleness),
+                Mode::Sync | Mode::Async => None,
+            })
+        },
+    },
+    Key {
+        name: "rejoin",
+        variable: "FAIRING_REJOIN",
+        apply: |config, written, _| {
+            config.rejoin = rejoin(written)?;
+            Ok(())
+        },
+        show: |config| humantime::format_duration(config.rejoin).to_string(),
     },
     Key {
         name: "seed",
@@ -146,8 +182,8 @@ fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
-fn count(written: &Written) -> Option<NonZeroU32> {
-    NonZeroU32::new(u32::try_from(written.integer()?).ok()?)
+fn count(written: &Written) -> Option<u32> {
+    u32::try_from(written.integer()?).ok()
 }
 
 fn number_from(least: u32, written: &Written) -> String {
@@ -199,6 +235,17 @@ fn memory(written: &Written) -> Result<Memory, String> {
         _ => written.text().unwrap_or_default().to_owned(),
     };
     number.parse::<Memory>().map_err(|error| error.expected())
+}
+
+fn rejoin(written: &Written) -> Result<Duration, String> {
+    let duration = match written {
+        Written::Duration(duration) => *duration,
+        Written::Integer(number) => grammar::duration(&number.to_string())?,
+        _ => grammar::duration(written.text().unwrap_or_default())?,
+    };
+    grammar::rejoin(duration)?;
+    // Replicas are told milliseconds: all must have the same time.
+    Ok(Duration::from_secs(duration.as_secs()) + Duration::from_millis(duration.subsec_millis().into()))
 }
 
 #[cfg(test)]

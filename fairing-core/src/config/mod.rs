@@ -7,7 +7,10 @@
 //! | key in `Fairing.toml` | in the attribute | variable | meaning | example |
 //! |---|---|---|---|---|
 //! | `workers` | `workers = 2` | `FAIRING_WORKERS` | number of workers, default 1 | `workers = 2` |
-//! | `ps` | `ps = 1` | `FAIRING_PS` | number of parameter servers, default 1 | `ps = 1` |
+//! | `ps` | `ps = 1` | `FAIRING_PS` | number of parameter servers, default 1; with 0 the workers host the parameters | `ps = 1` |
+//! | `mode` | `mode = "async"` | `FAIRING_MODE` | when gradients are applied: `sync`, the default, or `async` | `mode = "async"` |
+//! | `staleness` | `staleness = 4` | `FAIRING_STALENESS` | async, but steps by which a worker may be ahead, default no bound | `staleness = 4` |
+//! | `rejoin` | `rejoin = "30s"` | `FAIRING_REJOIN` | how long a run waits for a lost worker, started again, default `0s` | `rejoin = "30s"` |
 //! | `seed` | `seed = 7` | `FAIRING_SEED` | seed of all that is random, default 0 | `seed = 7` |
 //! | `env` | `env = ["HF_HOME"]` | `FAIRING_ENV` | variables that the replicas see, default none | `env = ["HF_HOME"]` |
 //! | `data` | `data = "data"` | `FAIRING_DATA` | folder behind `worker.data_dir()`, default none | `data = "data"` |
@@ -21,8 +24,12 @@
 //! In `Fairing.toml` the resources are tables, `[resources.worker]` and `[resources.ps]`, since `ps` itself is a number.
 //! A variable holds a list with commas between its entries (`FAIRING_ENV=HF_HOME,WANDB_MODE`); a list replaces that of the
 //! layer below. Cores are a count, decimals (`"1.5"`) or thousandths (`"500m"`); memory has a decimal or binary unit, its `B`
-//! optional (`"1GB"`, `"512Mi"`). A relative folder is meant from the folder of the user's `Cargo.toml` in the attribute and
+//! optional (`"1GB"`, `"512Mi"`). A duration has units (`"30s"`, `"2m"`, `"1m 30s"`). A relative folder is meant from the folder of the user's `Cargo.toml` in the attribute and
 //! in `Fairing.toml`, and from the current folder in variables and in code.
+//!
+//! `staleness` alone means async. A layer that sets `mode` replaces both `mode` and `staleness` of the layers below, so that
+//! `FAIRING_MODE=sync` undoes a `staleness` in the attribute; a `staleness` beside or above `mode = "sync"` is an error. So are
+//! `ps = 0` with async or staleness, and `ps = 0` with a `rejoin` above zero.
 //!
 //! Variables that start with `FAIRING_PLACEMENT_` are fairing's own; any other unknown `FAIRING_` variable is an error.
 
@@ -37,6 +44,7 @@ mod raw;
 mod resolved;
 mod resources;
 mod surroundings;
+mod together;
 
 #[doc(hidden)]
 pub use attribute::{Attribute, AttributeCpu};

@@ -1,8 +1,10 @@
 //! The last layer: settings in code.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::{Resources, Target};
+use crate::topology::Mode;
 
 /// Settings of one launch in code: the layer that wins over all others.
 ///
@@ -25,6 +27,8 @@ use super::{Resources, Target};
 pub struct LaunchOptions {
     pub(super) workers: Option<u32>,
     pub(super) ps: Option<u32>,
+    pub(super) mode: Option<Mode>,
+    pub(super) rejoin: Option<Duration>,
     pub(super) seed: Option<u64>,
     pub(super) env: Option<Vec<String>>,
     pub(super) data: Option<PathBuf>,
@@ -45,9 +49,24 @@ impl LaunchOptions {
         Self { workers: Some(workers), ..self }
     }
 
-    /// Number of parameter servers; 0 is refused when the run is launched.
+    /// Number of parameter servers. With 0, every worker also hosts the server of its share of the parameters.
     pub fn ps(self, ps: u32) -> Self {
         Self { ps: Some(ps), ..self }
+    }
+
+    /// When a worker's gradient is applied, in place of both `mode` and `staleness` of the layers below.
+    ///
+    /// What is not [`Mode::Sync`] needs a parameter server; without one it is refused when the run is launched.
+    pub fn mode(self, mode: Mode) -> Self {
+        Self { mode: Some(mode), ..self }
+    }
+
+    /// How long the run is held for a lost worker, which is started again; zero makes its loss the run's failure.
+    ///
+    /// More than an hour, and any time above zero without a parameter server, is refused when the run is launched. What is
+    /// below a millisecond is dropped.
+    pub fn rejoin(self, rejoin: Duration) -> Self {
+        Self { rejoin: Some(rejoin), ..self }
     }
 
     /// Seed of the initial parameters, of the data order and of the framework's generator.

@@ -3,12 +3,14 @@
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use toml::de::{DeInteger, DeTable, DeValue};
 
 use super::keys::{KEYS, Key, TABLES};
 use super::surroundings::FILE_NAME;
 use super::{Attribute, AttributeCpu, Env, LaunchOptions, Origin, Problem, grammar};
+use crate::topology::Mode;
 
 /// Variables that the launcher sets for its replicas.
 const OWN_VARIABLES: &str = "FAIRING_PLACEMENT_";
@@ -40,6 +42,8 @@ pub(super) enum Written {
     Bare(String),
     /// A folder given in code.
     Path(PathBuf),
+    /// A span of time given in code.
+    Duration(Duration),
     List(Vec<Written>),
     /// Anything that no key takes, in words.
     Other(&'static str),
@@ -71,6 +75,7 @@ impl fmt::Display for Written {
             Written::Decimal(digits) => f.write_str(digits),
             Written::Text(text) | Written::Bare(text) => write!(f, "{text:?}"),
             Written::Path(path) => write!(f, "{path:?}"),
+            Written::Duration(duration) => humantime::format_duration(*duration).fmt(f),
             Written::List(entries) => {
                 let entries: Vec<_> = entries.iter().map(Written::to_string).collect();
                 write!(f, "[{}]", entries.join(", "))
@@ -93,6 +98,9 @@ impl RawConfig {
             [
                 ("workers", attribute.workers.map(|count| Written::Integer(count.into()))),
                 ("ps", attribute.ps.map(|count| Written::Integer(count.into()))),
+                ("mode", attribute.mode.map(text)),
+                ("staleness", attribute.staleness.map(|steps| Written::Integer(steps.into()))),
+                ("rejoin", attribute.rejoin.map(text)),
                 ("seed", attribute.seed.map(|seed| Written::Integer(seed.into()))),
                 ("env", attribute.env.map(|names| Written::List(names.iter().map(|name| text(name)).collect()))),
                 ("data", attribute.data.map(text)),
@@ -169,11 +177,20 @@ impl RawConfig {
     pub(super) fn options(&mut self, options: &LaunchOptions) {
         let folder = |path: &Option<PathBuf>| path.clone().map(Written::Path);
         let text = |value: &dyn ToString| Written::Text(value.to_string());
+        let (mode, staleness) = match options.mode {
+            None => (None, None),
+            Some(Mode::Sync) => (Some("sync"), None),
+            Some(Mode::Async) => (Some("async"), None),
+            Some(Mode::Bounded { staleness }) => (Some("async"), Some(staleness)),
+        };
         self.layer(
             &Origin::Options,
             [
                 ("workers", options.workers.map(|count| Written::Integer(count.into()))),
                 ("ps", options.ps.map(|count| Written::Integer(count.into()))),
+                ("mode", mode.map(|mode| text(&mode))),
+                ("staleness", staleness.map(|steps| Written::Integer(steps.into()))),
+                ("rejoin", options.rejoin.map(Written::Duration)),
                 ("seed", options.seed.map(|seed| Written::Integer(seed.into()))),
                 ("env", options.env.as_ref().map(|names| Written::List(names.iter().map(|name| text(name)).collect()))),
                 ("data", folder(&options.data)),

@@ -4,8 +4,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::keys::KEYS;
+use super::keys::{KEYS, Key};
 use super::raw::{Entry, RawConfig};
+use super::together::Winners;
 use super::{Attribute, ConfigError, Env, Explanation, LaunchOptions, Origin, Problem, Resources, Row, Surroundings};
 use crate::topology::{Mode, Topology};
 
@@ -60,7 +61,7 @@ impl Config {
     /// # Errors
     ///
     /// [`ConfigError::Invalid`] with every unknown key or variable and every value that cannot be meant, in all layers, also
-    /// where a later layer would win.
+    /// where a later layer would win; and with the values that won but do not go together.
     ///
     /// # Example
     ///
@@ -94,32 +95,33 @@ impl Config {
         raw.variables(env);
         raw.options(options);
 
-        let RawConfig { entries, mut problems } = raw;
+        let RawConfig { mut entries, mut problems } = raw;
+        entries.sort_by_key(|entry| (layer(&entry.origin).0, KEYS.iter().position(|key| key.name == entry.key.name)));
         let mut config = Self::defaults(surroundings);
-        let mut origins = [const { Origin::Default }; KEYS.len()];
-        for Entry { key, written, origin } in entries {
+        let mut winners = Winners::new(&entries);
+        for (place, Entry { key, written, origin }) in entries.iter().enumerate() {
             let base = match origin {
                 Origin::Attribute | Origin::File { .. } => &surroundings.manifest,
                 _ => &surroundings.current,
             };
-            match (key.apply)(&mut config, &written, base) {
-                Ok(()) => {
-                    let index = KEYS.iter().position(|other| other.name == key.name);
-                    origins[index.expect("an entry's key is in the table")] = origin;
-                }
+            match (key.apply)(&mut config, written, base) {
+                Ok(()) => winners.win(place),
                 Err(expected) => {
-                    let found = written.to_string();
+                    let (origin, found) = (origin.clone(), written.to_string());
                     problems.push(Problem::Value { origin, key: key.name, found, expected });
                 }
             }
         }
+        let broken = |name: &str| problems.iter().any(|it| matches!(it, Problem::Value { key, .. } if *key == name));
+        let together = winners.problems(&config, broken);
+        problems.extend(together);
         if !problems.is_empty() {
             problems.sort_by_key(|problem| layer(problem.origin()));
             return Err(ConfigError::Invalid { problems });
         }
-        let rows = KEYS.iter().zip(origins);
-        let rows = rows.map(|(key, origin)| Row { key: key.name, value: (key.show)(&config), origin }).collect();
-        Ok(Resolved { config, explanation: Explanation::new(rows) })
+        let row = |key: &Key| Row { key: key.name, value: (key.show)(&config), origin: winners.origin(key.name) };
+        let explanation = Explanation::new(KEYS.iter().map(row).collect());
+        Ok(Resolved { config, explanation })
     }
 
     fn defaults(surroundings: &Surroundings) -> Self {
@@ -207,6 +209,9 @@ mod tests {
         expect![[r#"
             workers                  1                             default
             ps                       1                             default
+            mode                     sync                          default
+            staleness                -                             default
+            rejoin                   0s                            default
             seed                     0                             default
             env                      -                             default
             data                     -                             default
@@ -227,18 +232,21 @@ mod tests {
             &[],
             &LaunchOptions::new(),
             expect![[r#"
-            workers                  2                             attribute
-            ps                       1                             default
-            seed                     3                             attribute
-            env                      HF_HOME                       attribute
-            data                     /project/data                 attribute
-            target                   local                         default
-            runs                     /project/target/fairing/runs  default
-            resources.worker.cpu     2                             attribute
-            resources.worker.memory  -                             default
-            resources.ps.cpu         -                             default
-            resources.ps.memory      512Mi                         attribute
-        "#]],
+                workers                  2                             attribute
+                ps                       1                             default
+                mode                     sync                          default
+                staleness                -                             default
+                rejoin                   0s                            default
+                seed                     3                             attribute
+                env                      HF_HOME                       attribute
+                data                     /project/data                 attribute
+                target                   local                         default
+                runs                     /project/target/fairing/runs  default
+                resources.worker.cpu     2                             attribute
+                resources.worker.memory  -                             default
+                resources.ps.cpu         -                             default
+                resources.ps.memory      512Mi                         attribute
+            "#]],
         );
         let file = "workers = 3\nseed = 4\ndata = '../shared'\nresources.worker.cpu = '500m'\n[resources.ps]\nmemory = '1GB'\ncpu = 1.5";
         explained(
@@ -246,18 +254,21 @@ mod tests {
             &[],
             &LaunchOptions::new(),
             expect![[r#"
-            workers                  3                             /project/Fairing.toml:1
-            ps                       1                             default
-            seed                     4                             /project/Fairing.toml:2
-            env                      HF_HOME                       attribute
-            data                     /project/../shared            /project/Fairing.toml:3
-            target                   local                         default
-            runs                     /project/target/fairing/runs  default
-            resources.worker.cpu     500m                          /project/Fairing.toml:4
-            resources.worker.memory  -                             default
-            resources.ps.cpu         1500m                         /project/Fairing.toml:7
-            resources.ps.memory      1G                            /project/Fairing.toml:6
-        "#]],
+                workers                  3                             /project/Fairing.toml:1
+                ps                       1                             default
+                mode                     sync                          default
+                staleness                -                             default
+                rejoin                   0s                            default
+                seed                     4                             /project/Fairing.toml:2
+                env                      HF_HOME                       attribute
+                data                     /project/../shared            /project/Fairing.toml:3
+                target                   local                         default
+                runs                     /project/target/fairing/runs  default
+                resources.worker.cpu     500m                          /project/Fairing.toml:4
+                resources.worker.memory  -                             default
+                resources.ps.cpu         1500m                         /project/Fairing.toml:7
+                resources.ps.memory      1G                            /project/Fairing.toml:6
+            "#]],
         );
         let env = [
             ("FAIRING_WORKERS", "5"),
@@ -272,22 +283,27 @@ mod tests {
             &env,
             &LaunchOptions::new(),
             expect![[r#"
-            workers                  5                             FAIRING_WORKERS
-            ps                       1                             default
-            seed                     4                             /project/Fairing.toml:2
-            env                      A,B                           FAIRING_ENV
-            data                     /here/sets                    FAIRING_DATA
-            target                   local                         default
-            runs                     /project/target/fairing/runs  default
-            resources.worker.cpu     500m                          /project/Fairing.toml:4
-            resources.worker.memory  2Gi                           FAIRING_WORKER_MEMORY
-            resources.ps.cpu         1500m                         /project/Fairing.toml:7
-            resources.ps.memory      1G                            /project/Fairing.toml:6
-        "#]],
+                workers                  5                             FAIRING_WORKERS
+                ps                       1                             default
+                mode                     sync                          default
+                staleness                -                             default
+                rejoin                   0s                            default
+                seed                     4                             /project/Fairing.toml:2
+                env                      A,B                           FAIRING_ENV
+                data                     /here/sets                    FAIRING_DATA
+                target                   local                         default
+                runs                     /project/target/fairing/runs  default
+                resources.worker.cpu     500m                          /project/Fairing.toml:4
+                resources.worker.memory  2Gi                           FAIRING_WORKER_MEMORY
+                resources.ps.cpu         1500m                         /project/Fairing.toml:7
+                resources.ps.memory      1G                            /project/Fairing.toml:6
+            "#]],
         );
         let options = LaunchOptions::new()
             .workers(6)
             .ps(2)
+            .mode(Mode::Bounded { staleness: 4 })
+            .rejoin(Duration::from_secs(90))
             .seed(u64::MAX)
             .env(["C"])
             .data("sets")
@@ -300,18 +316,21 @@ mod tests {
             &env,
             &options,
             expect![[r#"
-            workers                  6                     LaunchOptions
-            ps                       2                     LaunchOptions
-            seed                     18446744073709551615  LaunchOptions
-            env                      C                     LaunchOptions
-            data                     /here/sets            LaunchOptions
-            target                   local                 LaunchOptions
-            runs                     /runs                 LaunchOptions
-            resources.worker.cpu     3                     LaunchOptions
-            resources.worker.memory  2Gi                   FAIRING_WORKER_MEMORY
-            resources.ps.cpu         1500m                 /project/Fairing.toml:7
-            resources.ps.memory      4Gi                   LaunchOptions
-        "#]],
+                workers                  6                     LaunchOptions
+                ps                       2                     LaunchOptions
+                mode                     async                 LaunchOptions
+                staleness                4                     LaunchOptions
+                rejoin                   1m 30s                LaunchOptions
+                seed                     18446744073709551615  LaunchOptions
+                env                      C                     LaunchOptions
+                data                     /here/sets            LaunchOptions
+                target                   local                 LaunchOptions
+                runs                     /runs                 LaunchOptions
+                resources.worker.cpu     3                     LaunchOptions
+                resources.worker.memory  2Gi                   FAIRING_WORKER_MEMORY
+                resources.ps.cpu         1500m                 /project/Fairing.toml:7
+                resources.ps.memory      4Gi                   LaunchOptions
+            "#]],
         );
     }
 
@@ -330,27 +349,28 @@ mod tests {
 
     #[test]
     fn every_problem_of_every_layer_is_listed_at_once() {
-        let file =
-            "workers = 'two'\nwrokers = 2\nps = 0\n[worker]\ncpu = 2\n[resources.ps]\nmemory = '1Gbb'\nmemroy = 1\n";
+        let file = "workers = 'two'\nwrokers = 2\nps = -1\nmode = 'asinc'\nrejoin = '30'\n[worker]\ncpu = 2\n[resources.ps]\nmemory = '1Gbb'\nmemroy = 1\n";
         let env = [("FAIRING_WORKER", "2"), ("FAIRING_SEED", "-1"), ("FAIRING_TARGET", "docker"), ("FAIRING_X", "")];
-        let options = LaunchOptions::new().ps(0).env(["A=1"]).runs("");
+        let options = LaunchOptions::new().env(["A=1"]).rejoin(Duration::from_secs(3601)).runs("");
         refused(
             file,
             &env,
             &options,
             expect![[r#"
-                invalid configuration, 13 problems:
+                invalid configuration, 15 problems:
                   /project/Fairing.toml:1: `workers` is "two"; expected a whole number from 1
                   /project/Fairing.toml:2: unknown key `wrokers`; did you mean `workers`?
-                  /project/Fairing.toml:3: `ps` is 0; expected at least 1 (`ps = 0`, workers that host the parameters, comes with a later version)
-                  /project/Fairing.toml:4: unknown key `worker`; did you mean `resources.worker`?
-                  /project/Fairing.toml:7: `resources.ps.memory` is "1Gbb"; expected a size such as "512Mi" or "2GB"; did you mean "1GB"?
-                  /project/Fairing.toml:8: unknown key `resources.ps.memroy`; did you mean `resources.ps.memory`?
+                  /project/Fairing.toml:3: `ps` is -1; expected a whole number from 0
+                  /project/Fairing.toml:4: `mode` is "asinc"; expected "sync" or "async"; did you mean "async"?
+                  /project/Fairing.toml:5: `rejoin` is "30"; expected a duration such as "30s" or "2m" (a unit is missing)
+                  /project/Fairing.toml:6: unknown key `worker`; did you mean `resources.worker`?
+                  /project/Fairing.toml:9: `resources.ps.memory` is "1Gbb"; expected a size such as "512Mi" or "2GB"; did you mean "1GB"?
+                  /project/Fairing.toml:10: unknown key `resources.ps.memroy`; did you mean `resources.ps.memory`?
                   unknown variable `FAIRING_WORKER`; did you mean `FAIRING_WORKERS`?
                   unknown variable `FAIRING_X`
                   FAIRING_SEED: `seed` is "-1"; expected a whole number from 0
                   FAIRING_TARGET: `target` is "docker"; expected "local" (`docker` comes with a later version)
-                  LaunchOptions: `ps` is 0; expected at least 1 (`ps = 0`, workers that host the parameters, comes with a later version)
+                  LaunchOptions: `rejoin` is 1h 1s; expected at most "1h"
                   LaunchOptions: `env` is ["A=1"]; expected for "A=1" the name alone, "A"; the value is that of the launcher
                   LaunchOptions: `runs` is ""; expected the path of a folder"#]],
         );
@@ -365,6 +385,13 @@ mod tests {
             "seed = 1.5",
             "seed = 99999999999999999999999999999999999999999",
             "ps = { cpu = 2 }",
+            "mode = 'bounded'",
+            "mode = true",
+            "staleness = '4'",
+            "staleness = -1",
+            "rejoin = 30",
+            "rejoin = '30 min'",
+            "rejoin = '1h 1ms'",
             "env = 'A'",
             "env = ['A', 2]",
             "env = ['A', 'A']",
@@ -389,7 +416,14 @@ mod tests {
             /project/Fairing.toml:1: `workers` is 4294967296; expected a smaller number
             /project/Fairing.toml:1: `seed` is 1.5; expected a whole number from 0
             /project/Fairing.toml:1: `seed` is a number out of range; expected a whole number from 0
-            /project/Fairing.toml:1: `ps` is a table; expected a whole number from 1 (resources go into `[resources.ps]`)
+            /project/Fairing.toml:1: `ps` is a table; expected a whole number from 0 (resources go into `[resources.ps]`)
+            /project/Fairing.toml:1: `mode` is "bounded"; expected "sync" or "async" (bounded asynchrony is `staleness = 4`)
+            /project/Fairing.toml:1: `mode` is `true`; expected "sync" or "async" (bounded asynchrony is `staleness = 4`)
+            /project/Fairing.toml:1: `staleness` is "4"; expected the number 4 without quotes
+            /project/Fairing.toml:1: `staleness` is -1; expected a whole number from 0
+            /project/Fairing.toml:1: `rejoin` is 30; expected a duration such as "30s" or "2m" (a unit is missing)
+            /project/Fairing.toml:1: `rejoin` is "30 min"; expected a duration such as "30s" or "2m"
+            /project/Fairing.toml:1: `rejoin` is "1h 1ms"; expected at most "1h"
             /project/Fairing.toml:1: `env` is "A"; expected a list of names, such as ["HF_HOME"]
             /project/Fairing.toml:1: `env` is ["A", 2]; expected a list of names, such as ["HF_HOME"]
             /project/Fairing.toml:1: `env` is ["A", "A"]; expected "A" once
@@ -404,6 +438,129 @@ mod tests {
             FAIRING_WORKERS: `workers` is ""; expected a whole number from 1
             FAIRING_PS_CPU: `resources.ps.cpu` is "0"; expected a number of cores such as 2, "1.5" or "500m"
         "#]].assert_eq(&cases.map(message).collect::<String>());
+    }
+
+    /// An attribute, a file, variables and a mode in code.
+    type Layers<'a> = (Attribute, &'a str, &'a [(&'a str, &'a str)], Option<Mode>);
+
+    /// What each case says of modes with the place of it, or what is wrong, a line each.
+    #[track_caller]
+    fn together(cases: &[Layers<'_>], expected: Expect) {
+        let line = |(attribute, file, env, mode): &Layers<'_>| {
+            let options = mode.iter().copied().fold(LaunchOptions::new(), LaunchOptions::mode);
+            let text = match resolve(attribute, file, env, &options) {
+                Ok(resolved) => {
+                    let rows = resolved.explanation.rows().iter();
+                    let rows = rows.filter(|row| ["ps", "mode", "staleness", "rejoin"].contains(&row.key));
+                    rows.map(|row| format!("{} {} ({})", row.key, row.value, row.origin)).collect::<Vec<_>>().join("; ")
+                }
+                Err(error) => error.to_string().replace("invalid configuration: ", ""),
+            };
+            text.replace("/project/", "") + "\n"
+        };
+        expected.assert_eq(&cases.iter().map(line).collect::<String>());
+    }
+
+    const SYNC: Attribute = Attribute { mode: Some("sync"), ..Attribute::NONE };
+    const BOUNDED: Attribute = Attribute { staleness: Some(4), ..Attribute::NONE };
+    const SERVERLESS: Attribute = Attribute { ps: Some(0), ..Attribute::NONE };
+
+    #[test]
+    fn staleness_alone_means_async() {
+        let cases: [Layers<'_>; 4] = [
+            (BOUNDED, "rejoin = '2m'", &[], None),
+            (Attribute::NONE, "staleness = 0\nmode = 'async'", &[], None),
+            (Attribute::NONE, "mode = 'async'", &[("FAIRING_STALENESS", "2")], None),
+            (Attribute::NONE, "", &[("FAIRING_MODE", "async")], None),
+        ];
+        together(
+            &cases,
+            expect![[r#"
+            ps 1 (default); mode async (attribute); staleness 4 (attribute); rejoin 2m (Fairing.toml:1)
+            ps 1 (default); mode async (Fairing.toml:2); staleness 0 (Fairing.toml:1); rejoin 0s (default)
+            ps 1 (default); mode async (Fairing.toml:1); staleness 2 (FAIRING_STALENESS); rejoin 0s (default)
+            ps 1 (default); mode async (FAIRING_MODE); staleness - (default); rejoin 0s (default)
+        "#]],
+        );
+    }
+
+    #[test]
+    fn a_later_mode_replaces_mode_and_staleness() {
+        let cases: [Layers<'_>; 6] = [
+            (BOUNDED, "", &[("FAIRING_MODE", "sync")], None),
+            (BOUNDED, "mode = 'async'", &[], None),
+            (SYNC, "", &[("FAIRING_MODE", "async"), ("FAIRING_STALENESS", "2")], None),
+            (SYNC, "staleness = 3", &[], Some(Mode::Async)),
+            (BOUNDED, "", &[("FAIRING_STALENESS", "2")], Some(Mode::Sync)),
+            (SYNC, "", &[], Some(Mode::Bounded { staleness: 5 })),
+        ];
+        together(
+            &cases,
+            expect![[r#"
+            ps 1 (default); mode sync (FAIRING_MODE); staleness - (FAIRING_MODE); rejoin 0s (default)
+            ps 1 (default); mode async (Fairing.toml:1); staleness - (Fairing.toml:1); rejoin 0s (default)
+            ps 1 (default); mode async (FAIRING_MODE); staleness 2 (FAIRING_STALENESS); rejoin 0s (default)
+            ps 1 (default); mode async (LaunchOptions); staleness - (LaunchOptions); rejoin 0s (default)
+            ps 1 (default); mode sync (LaunchOptions); staleness - (LaunchOptions); rejoin 0s (default)
+            ps 1 (default); mode async (LaunchOptions); staleness 5 (LaunchOptions); rejoin 0s (default)
+        "#]],
+        );
+    }
+
+    #[test]
+    fn staleness_over_sync_is_refused_with_both_places() {
+        let cases: [Layers<'_>; 4] = [
+            (SYNC, "", &[("FAIRING_STALENESS", "2")], None),
+            (Attribute::NONE, "staleness = 3\nmode = 'sync'", &[], None),
+            (Attribute { staleness: Some(1), ..SYNC }, "", &[], None),
+            (SERVERLESS, "mode = 'sync'\nstaleness = 3\nrejoin = '1s'", &[], None),
+        ];
+        together(
+            &cases,
+            expect![[r#"
+            FAIRING_STALENESS: `staleness` has no meaning with `mode = "sync"` (`mode` is set by attribute)
+            Fairing.toml:1: `staleness` has no meaning with `mode = "sync"` (`mode` is set by Fairing.toml:2)
+            attribute: `staleness` has no meaning with `mode = "sync"`
+            invalid configuration, 2 problems:
+              Fairing.toml:2: `staleness` has no meaning with `mode = "sync"` (`mode` is set by Fairing.toml:1)
+              Fairing.toml:3: `rejoin` needs a parameter server, since a lost worker would take its share of the parameters with it; set `ps = 1` (`ps` is set by attribute)
+        "#]],
+        );
+    }
+
+    #[test]
+    fn without_a_server_there_is_neither_async_nor_rejoin() {
+        let cases: [Layers<'_>; 6] = [
+            (SERVERLESS, "mode = 'sync'\nrejoin = '0s'", &[], None),
+            (SERVERLESS, "rejoin = '1s'", &[("FAIRING_MODE", "async")], None),
+            (BOUNDED, "", &[("FAIRING_PS", "0")], None),
+            (SERVERLESS, "", &[], Some(Mode::Bounded { staleness: 5 })),
+            (SERVERLESS, "", &[("FAIRING_MODE", "async"), ("FAIRING_PS", "1")], None),
+            // What was asked for instead of the attribute's 0 is not known.
+            (SERVERLESS, "mode = 'async'", &[("FAIRING_PS", "one")], None),
+        ];
+        together(
+            &cases,
+            expect![[r#"
+            ps 0 (attribute); mode sync (Fairing.toml:1); staleness - (default); rejoin 0s (Fairing.toml:2)
+            invalid configuration, 2 problems:
+              Fairing.toml:1: `rejoin` needs a parameter server, since a lost worker would take its share of the parameters with it; set `ps = 1` (`ps` is set by attribute)
+              FAIRING_MODE: `mode = "async"` needs a parameter server; set `ps = 1` (`ps` is set by attribute)
+            attribute: `staleness` needs a parameter server; set `ps = 1` (`ps` is set by FAIRING_PS)
+            LaunchOptions: `staleness` needs a parameter server; set `ps = 1` (`ps` is set by attribute)
+            ps 1 (FAIRING_PS); mode async (FAIRING_MODE); staleness - (default); rejoin 0s (default)
+            FAIRING_PS: `ps` is "one"; expected a whole number from 0
+        "#]],
+        );
+    }
+
+    #[test]
+    fn rejoin_counts_whole_milliseconds() {
+        let rejoin =
+            |time| resolve(&Attribute::NONE, "", &[], &LaunchOptions::new().rejoin(time)).unwrap().config.rejoin;
+        assert_eq!(rejoin(Duration::from_micros(1_500_700)), Duration::from_millis(1500));
+        assert_eq!(rejoin(Duration::from_secs(3600)), Duration::from_secs(3600));
+        assert_eq!(rejoin(Duration::from_micros(999)), Duration::ZERO);
     }
 
     #[test]

@@ -8,6 +8,9 @@ use model::Point;
 #[distributed_training(
     workers = 2,
     ps = 1,
+    mode = "async",
+    staleness = 4,
+    rejoin = "1m 30s",
     seed = 18446744073709551615,
     env = ["HF_HOME", "WANDB_MODE"],
     data = "data",
@@ -33,6 +36,9 @@ fn main() {
     let expected = Attribute {
         workers: Some(2),
         ps: Some(1),
+        mode: Some("async"),
+        staleness: Some(4),
+        rejoin: Some("1m 30s"),
         seed: Some(u64::MAX),
         env: Some(&["HF_HOME", "WANDB_MODE"]),
         data: Some("data"),

@@ -4,7 +4,9 @@ use fairing_core::prelude::*;
 mod model;
 use model::Point;
 
-#[distributed_training(workers = 2, ps = 0)]
+const SERVERS: u32 = 0;
+
+#[distributed_training(workers = 2, ps = SERVERS, mode = "async")]
 #[derive(Serialize, Deserialize)]
 struct Job {
     epochs: usize,
