@@ -47,7 +47,7 @@ use check::Job;
 /// | `workers = 2` | 1 | number of workers, at least 1 |
 /// | `ps = 1` | 1 | number of parameter servers; with 0, every worker also hosts the server of its share of the parameters |
 /// | `mode = "async"` | `"sync"` | when gradients are applied: once all workers have pushed, or each on arrival |
-/// | `staleness = 4` | no bound | async, but a worker that many completed steps ahead of the slowest one waits for it |
+/// | `staleness = 4` | no bound | async, but a worker more than 4 completed steps ahead of the slowest one waits for it |
 /// | `rejoin = "30s"` | `"0s"` | how long the run waits for a lost worker, which is started again; at most `"1h"` |
 /// | `seed = 7` | 0 | seed of the initial parameters, of the data order and of the framework's generator |
 /// | `env = ["HF_HOME"]` | none | names of the variables that the replicas see |
@@ -57,9 +57,9 @@ use check::Job;
 /// | `worker(cpu = 2, memory = "1Gi")` | the target's choice | what a worker asks for |
 /// | `ps(cpu = "500m", memory = "512Mi")` | the target's choice | what a parameter server asks for |
 ///
-/// `staleness` alone means async; beside `mode = "sync"` it is an error. With `ps = 0` there is no async, no `staleness`
-/// and no `rejoin` above zero: a lost worker would take its share of the parameters with it. A duration is a sum of whole
-/// hours, minutes, seconds and milliseconds (`"1m 30s"`, `"500ms"`).
+/// `staleness` alone means async; beside `mode = "sync"` it is an error. So are, beside `ps = 0`, async, `staleness`, and
+/// `rejoin` above zero: a lost worker would take its share of the parameters with it. A duration is a sum of whole hours,
+/// minutes, seconds and milliseconds (`"1m 30s"`, `"500ms"`).
 ///
 /// `workers`, `ps`, `staleness` and `cpu` also take a constant expression of type `u32`, `seed` one of type `u64`
 /// (`workers = WORKERS`, `workers = 1 + 1`); a zero where none may be is found when the program is compiled. `cpu` also takes decimals

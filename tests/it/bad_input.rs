@@ -128,7 +128,7 @@ fn a_variable_that_does_not_exist_is_suggested() {
 #[test]
 fn every_mistake_of_file_and_variables_is_listed_at_once() {
     let project = tempfile::tempdir().unwrap();
-    std::fs::write(project.path().join("Fairing.toml"), "wrokers = 2\nps = 0\n").unwrap();
+    std::fs::write(project.path().join("Fairing.toml"), "wrokers = 2\nps = -1\n").unwrap();
     let ended = Laws::law(&SMALL, 1, 1, 0)
         .env("CARGO_MANIFEST_DIR", project.path())
         .env("FAIRING_SEED", "minus one")
@@ -137,11 +137,52 @@ fn every_mistake_of_file_and_variables_is_listed_at_once() {
     let parts = [
         "invalid configuration, 4 problems",
         "Fairing.toml:1: unknown key `wrokers`; did you mean `workers`?",
-        "Fairing.toml:2: `ps` is 0",
+        "Fairing.toml:2: `ps` is -1; expected a whole number from 0",
         "unknown variable `FAIRING_SEEED`; did you mean `FAIRING_SEED`?",
         "FAIRING_SEED: `seed` is \"minus one\"",
     ];
     refused_at_once(&ended, &parts);
+}
+
+#[test]
+fn settings_that_do_not_go_together_are_refused_with_the_places_of_both() {
+    let project = tempfile::tempdir().unwrap();
+    std::fs::write(project.path().join("Fairing.toml"), "mode = \"sync\"\n").unwrap();
+    let ended = Laws::law(&SMALL, 2, 0, 0)
+        .env("CARGO_MANIFEST_DIR", project.path())
+        .env("FAIRING_STALENESS", "4")
+        .env("FAIRING_REJOIN", "30s")
+        .run();
+    let parts = [
+        "invalid configuration, 2 problems",
+        "FAIRING_STALENESS: `staleness` has no meaning with `mode = \"sync\"` (`mode` is set by ",
+        "Fairing.toml:1)",
+        "FAIRING_REJOIN: `rejoin` needs a parameter server",
+        "set `ps = 1` (`ps` is set by LaunchOptions)",
+    ];
+    refused_at_once(&ended, &parts);
+    for (variable, value, setting) in
+        [("FAIRING_MODE", "async", "`mode = \"async\"`"), ("FAIRING_STALENESS", "0", "`staleness`")]
+    {
+        let ended = Laws::law(&SMALL, 2, 0, 0).env(variable, value).run();
+        let message =
+            format!("{variable}: {setting} needs a parameter server; set `ps = 1` (`ps` is set by LaunchOptions)");
+        refused_at_once(&ended, &[&message]);
+    }
+}
+
+#[test]
+fn a_mode_or_a_duration_that_cannot_be_meant_is_refused() {
+    let ended = Laws::law(&SMALL, 1, 1, 0)
+        .env("FAIRING_MODE", "asynch")
+        .env("FAIRING_REJOIN", "2h")
+        .env("FAIRING_STALENESS", "-1");
+    let parts = [
+        "FAIRING_MODE: `mode` is \"asynch\"; expected \"sync\" or \"async\"; did you mean \"async\"?",
+        "FAIRING_REJOIN: `rejoin` is \"2h\"; expected at most \"1h\"",
+        "FAIRING_STALENESS: `staleness` is \"-1\"; expected a whole number from 0",
+    ];
+    refused_at_once(&ended.run(), &parts);
 }
 
 #[test]

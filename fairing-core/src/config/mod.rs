@@ -9,7 +9,7 @@
 //! | `workers` | `workers = 2` | `FAIRING_WORKERS` | number of workers, default 1 | `workers = 2` |
 //! | `ps` | `ps = 1` | `FAIRING_PS` | number of parameter servers, default 1; with 0 the workers host the parameters | `ps = 1` |
 //! | `mode` | `mode = "async"` | `FAIRING_MODE` | when gradients are applied: `sync`, the default, or `async` | `mode = "async"` |
-//! | `staleness` | `staleness = 4` | `FAIRING_STALENESS` | async, but steps by which a worker may be ahead, default no bound | `staleness = 4` |
+//! | `staleness` | `staleness = 4` | `FAIRING_STALENESS` | async with a bound: steps by which a worker may be ahead, default none | `staleness = 4` |
 //! | `rejoin` | `rejoin = "30s"` | `FAIRING_REJOIN` | how long a run waits for a lost worker, started again, default `0s` | `rejoin = "30s"` |
 //! | `seed` | `seed = 7` | `FAIRING_SEED` | seed of all that is random, default 0 | `seed = 7` |
 //! | `env` | `env = ["HF_HOME"]` | `FAIRING_ENV` | variables that the replicas see, default none | `env = ["HF_HOME"]` |

@@ -61,7 +61,7 @@ impl LaunchOptions {
         Self { mode: Some(mode), ..self }
     }
 
-    /// How long the run is held for a lost worker, which is started again; zero makes its loss the run's failure.
+    /// How long the run is held for a lost worker, which is started again; with zero it is not.
     ///
     /// More than an hour, and any time above zero without a parameter server, is refused when the run is launched. What is
     /// below a millisecond is dropped.

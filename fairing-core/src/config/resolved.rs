@@ -18,7 +18,7 @@ pub struct Config {
     pub topology: Topology,
     /// When a worker's gradient is applied, default once all workers have pushed.
     pub mode: Mode,
-    /// How long the run is held for a lost worker, which is started again; default zero: its loss is the run's failure.
+    /// How long the run is held for a lost worker, which is started again; default zero: it is not.
     pub rejoin: Duration,
     /// Seed of the initial parameters, of the data order and of the framework's generator, default 0.
     pub seed: u64,
