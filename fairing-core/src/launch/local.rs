@@ -162,6 +162,24 @@ impl Launched for LocalRun {
         }
     }
 
+    fn restart(
+        &mut self,
+        plan: &LaunchPlan,
+        replica: Replica,
+        events: SyncSender<ReplicaEvent>,
+    ) -> Result<(), LaunchError> {
+        let placement = plan.placements.iter().find(|placement| placement.replica == replica);
+        let placement = placement.expect("a replica of the plan is started again");
+        let payload: Arc<[u8]> = lifeline::frame(&plan.payload).into();
+        let events = Events { sender: events, ending: self.ending.clone() };
+        let started = Process::start(plan, placement, payload, events)?;
+        match self.processes.iter_mut().find(|process| process.shared.replica == replica) {
+            Some(process) => std::mem::replace(process, started).join(Instant::now() + END_TIMEOUT),
+            None => self.processes.push(started),
+        }
+        Ok(())
+    }
+
     fn process_id(&self, replica: Replica) -> Option<u32> {
         let shared = &self.process(replica)?.shared;
         (!*lock(&shared.reaped)).then(|| shared.pid.as_raw_nonzero().get().unsigned_abs())

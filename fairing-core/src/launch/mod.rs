@@ -120,6 +120,18 @@ pub trait Launched: Send {
     /// Ends one replica and its children at once, as a crash would. Does nothing if it has ended.
     fn kill(&self, replica: Replica);
 
+    /// Starts a replica of `plan` again, after its [`ReplicaEvent::Exited`].
+    ///
+    /// # Errors
+    ///
+    /// [`LaunchError`]; the other replicas are not touched.
+    fn restart(
+        &mut self,
+        plan: &LaunchPlan,
+        replica: Replica,
+        events: SyncSender<ReplicaEvent>,
+    ) -> Result<(), LaunchError>;
+
     /// Its process id on this machine, while it runs.
     fn process_id(&self, replica: Replica) -> Option<u32>;
 

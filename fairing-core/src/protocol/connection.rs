@@ -65,7 +65,7 @@ impl Connection {
     pub(crate) fn send<M: Serialize>(&mut self, message: &M) -> Result<(), ConnectionError> {
         let mut bytes = vec![0; HEADER_BYTES];
         ciborium::into_writer(message, &mut bytes).map_err(|error| ConnectionError::Protocol(error.to_string()))?;
-        let header = Header { kind: Kind::Message, length_bytes: (bytes.len() - HEADER_BYTES) as u64 }.encode();
+        let header = Header::of(Kind::Message, bytes.len() - HEADER_BYTES).encode();
         // Checked here as well: a message over the limit is this side's fault, and the other side could only hang up.
         Header::decode(header)?;
         bytes[..HEADER_BYTES].copy_from_slice(&header);
@@ -74,8 +74,7 @@ impl Connection {
 
     /// Sends a frame whose payload is at hand.
     pub(crate) fn send_frame(&mut self, kind: Kind, payload: &[u8]) -> Result<(), ConnectionError> {
-        let header = Header { kind, length_bytes: payload.len() as u64 }.encode();
-        self.write_both(&header, payload)
+        self.write_both(&Header::of(kind, payload.len()).encode(), payload)
     }
 
     /// Waits for a control message.
@@ -224,7 +223,7 @@ mod tests {
     #[test]
     fn a_claimed_length_allocates_nothing() {
         let (mut near, mut far) = pair();
-        near.write_all(&Header { kind: Kind::Model, length_bytes: 1 << 40 }.encode(), &at_most(STALL)).unwrap();
+        near.write_all(&Header::of(Kind::Model, 1 << 40).encode(), &at_most(STALL)).unwrap();
         drop(near);
         let error = far.receive_frame(Kind::Model, &at_most(STALL)).unwrap_err();
         assert!(matches!(error, ConnectionError::Broken(_)), "{error}");

@@ -2,13 +2,17 @@
 
 use std::time::Duration;
 
-/// How often a waiting thread looks whether the run has failed meanwhile.
-pub(crate) const TICK: Duration = Duration::from_millis(500);
-
 /// How long a replica may be silent before it counts as lost. All other deadlines follow from it.
 ///
-/// Long enough for a stop of the whole machine by a debugger or a snapshot, short enough to notice a frozen process.
-pub(crate) const LEASE: Duration = Duration::from_secs(10);
+/// Long enough for a stop of the whole machine by a debugger or a snapshot, short enough to notice a frozen process. This
+/// crate's own tests break a thousand connections on purpose and wait less long for each.
+pub(crate) const LEASE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 10 });
+
+/// How often a waiting thread looks whether the run has failed meanwhile.
+pub(crate) const TICK: Duration = LEASE.checked_div(20).expect("twenty is not zero");
+
+/// How long a connection that broke may take to come back before its replica counts as lost.
+pub(crate) const RECONNECT: Duration = LEASE;
 
 /// How often a replica says that it lives: a lease survives the loss of several of these.
 pub(crate) const HEARTBEAT: Duration = LEASE.checked_div(10).expect("ten is not zero");
@@ -31,8 +35,18 @@ pub(crate) const ROUND: Duration = LEASE.checked_mul(60).expect("ten minutes");
 /// How long a replica of a failed run may take to end by itself.
 pub(crate) const FAREWELL: Duration = LEASE.checked_div(2).expect("two is not zero");
 
+/// How long replicas have to end after a failure is known, beyond what they take by themselves; then they are killed.
+pub(crate) const GRACE: Duration = FAREWELL.checked_mul(2).expect("ten seconds");
+
+/// The longest that it takes until the caller knows of a replica that is dead, frozen or cut off: it is silent for a lease,
+/// its connection does not come back, and the others end.
+pub(crate) const WORST_LOSS: Duration = LEASE.checked_add(RECONNECT).expect("short").checked_add(GRACE).expect("short");
+
+/// The longest that it takes until the caller knows of a worker that lives but does not take part: it deadlocked, say.
+pub(crate) const WORST_WAIT: Duration = ROUND.checked_add(WORST_LOSS).expect("short");
+
 /// How long the coordinator keeps the result of a finished run for its caller.
-pub(crate) const KEEP_RESULT: Duration = Duration::from_secs(3600);
+pub(crate) const KEEP_RESULT: Duration = LEASE.checked_mul(360).expect("an hour");
 
 // An inner wait must end before the outer one that would hide its reason.
 const _: () = {
@@ -40,7 +54,11 @@ const _: () = {
     assert!(TICK.as_millis() < HEARTBEAT.as_millis());
     assert!(HEARTBEAT.as_millis() * 3 < LEASE.as_millis());
     assert!(FAREWELL.as_millis() < LEASE.as_millis());
+    assert!(FAREWELL.as_millis() < GRACE.as_millis());
+    assert!(RECONNECT.as_millis() < STALL.as_millis());
     assert!(LEASE.as_millis() < STALL.as_millis());
+    assert!(STALL.as_millis() < WORST_LOSS.as_millis());
+    assert!(WORST_LOSS.as_millis() < ROUND.as_millis());
     assert!(STALL.as_millis() < ROUND.as_millis());
     assert!(ROUND.as_millis() < KEEP_RESULT.as_millis());
 };

@@ -1,14 +1,16 @@
 //! The bytes of the protocol: a fixed header before every payload, all numbers little-endian.
 //!
 //! ```text
-//! offset  0    1        2..8      8..16
-//!         kind version  reserved  payload length in bytes
+//! offset  0    1        2..4      4..8    8..16
+//!         kind version  reserved  detail  payload length in bytes
 //! ```
+//!
+//! What `detail` means depends on the kind; most leave it 0.
 //!
 //! Lengths are checked against the kind's limit before anything is allocated.
 
 /// Version of everything on the wire; both ends must have the same.
-pub(crate) const VERSION: u8 = 1;
+pub(crate) const VERSION: u8 = 2;
 
 /// Size of the header before each payload.
 pub(crate) const HEADER_BYTES: usize = 16;
@@ -25,12 +27,13 @@ pub(crate) enum Kind {
     Frozen = 3,
     /// A gradient: [`PushHead`], presence bits, then `f32` values.
     Push = 4,
-    /// Parameters, `f32` values; the answer to a push, or rank 0's at join.
+    /// Parameters, `f32` values; the answer to a push, or rank 0's at join. The detail of an answer is the staleness of the
+    /// push: how many updates of others came between the worker's last pull and it.
     Parameters = 5,
     /// Parameters as with `Parameters`, and the run stops with the round that they close.
     LastParameters = 6,
-    /// The worker pushes no more.
-    Leave = 7,
+    /// The bytes of a safetensors file.
+    Tensors = 7,
 }
 
 impl Kind {
@@ -42,7 +45,7 @@ impl Kind {
             4 => Kind::Push,
             5 => Kind::Parameters,
             6 => Kind::LastParameters,
-            7 => Kind::Leave,
+            7 => Kind::Tensors,
             _ => return None,
         })
     }
@@ -52,9 +55,10 @@ impl Kind {
         match self {
             // Metrics, collectives and layouts: megabytes at most in any real run.
             Kind::Message => 64 << 20,
-            Kind::Leave => 0,
             // A model's parameters; receivers check the exact length, or grow as bytes arrive.
-            Kind::Model | Kind::Frozen | Kind::Push | Kind::Parameters | Kind::LastParameters => 1 << 40,
+            Kind::Model | Kind::Tensors | Kind::Frozen | Kind::Push | Kind::Parameters | Kind::LastParameters => {
+                1 << 40
+            }
         }
     }
 }
@@ -63,6 +67,7 @@ impl Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Header {
     pub(crate) kind: Kind,
+    pub(crate) detail: u32,
     pub(crate) length_bytes: u64,
 }
 
@@ -78,16 +83,22 @@ pub(crate) enum FrameError {
 }
 
 impl Header {
+    /// The header before a payload of `length_bytes`, without a detail.
+    pub(crate) fn of(kind: Kind, length_bytes: usize) -> Self {
+        Self { kind, detail: 0, length_bytes: length_bytes as u64 }
+    }
+
     pub(crate) fn encode(self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         bytes[0] = self.kind as u8;
         bytes[1] = VERSION;
+        bytes[4..8].copy_from_slice(&self.detail.to_le_bytes());
         bytes[8..].copy_from_slice(&self.length_bytes.to_le_bytes());
         bytes
     }
 
     pub(crate) fn decode(bytes: [u8; HEADER_BYTES]) -> Result<Self, FrameError> {
-        let [kind, version, _, _, _, _, _, _, length @ ..] = bytes;
+        let [kind, version, _, _, a, b, c, d, length @ ..] = bytes;
         if version != VERSION {
             return Err(FrameError::Version(version));
         }
@@ -96,29 +107,35 @@ impl Header {
         if length_bytes > limit_bytes {
             return Err(FrameError::TooLong { kind, length_bytes, limit_bytes });
         }
-        Ok(Self { kind, length_bytes })
+        Ok(Self { kind, detail: u32::from_le_bytes([a, b, c, d]), length_bytes })
     }
 }
 
 /// What stands before the presence bits and the values of a push.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct PushHead {
-    /// The round that this push belongs to, from 0.
+    /// The round that this push belongs to, from 0: the number of the worker's steps before it. With the connection's rank
+    /// and incarnation it names the push, so that one that comes twice is applied once.
     pub(crate) round: u64,
     /// Number of examples that the gradient is the mean of.
     pub(crate) examples: u64,
     /// Learning rate of this round.
     pub(crate) learning_rate: f64,
+    /// Epoch of the batch that the gradient is of.
+    pub(crate) epoch: u64,
+    /// Batches of that epoch that are done with this step: where a worker that is started again goes on.
+    pub(crate) batches_done: u64,
 }
 
 impl PushHead {
-    pub(crate) const BYTES: usize = 24;
+    pub(crate) const BYTES: usize = 40;
 
     pub(crate) fn encode(self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
-        bytes[..8].copy_from_slice(&self.round.to_le_bytes());
-        bytes[8..16].copy_from_slice(&self.examples.to_le_bytes());
-        bytes[16..].copy_from_slice(&self.learning_rate.to_bits().to_le_bytes());
+        let words = [self.round, self.examples, self.learning_rate.to_bits(), self.epoch, self.batches_done];
+        for (bytes, word) in bytes.chunks_exact_mut(8).zip(words) {
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
         bytes
     }
 
@@ -127,7 +144,13 @@ impl PushHead {
             let bytes = bytes[at..at + 8].try_into().expect("eight bytes");
             u64::from_le_bytes(bytes)
         };
-        Self { round: word(0), examples: word(8), learning_rate: f64::from_bits(word(16)) }
+        Self {
+            round: word(0),
+            examples: word(8),
+            learning_rate: f64::from_bits(word(16)),
+            epoch: word(24),
+            batches_done: word(32),
+        }
     }
 }
 
@@ -152,9 +175,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_header_decodes_to_what_was_encoded(kind in 1u8..=7, length in 0u64..1 << 41) {
+        fn any_header_decodes_to_what_was_encoded(kind in 1u8..=7, detail: u32, length in 0u64..1 << 41) {
             let kind = Kind::from_byte(kind).unwrap();
-            let header = Header { kind, length_bytes: length };
+            let header = Header { kind, detail, length_bytes: length };
             match Header::decode(header.encode()) {
                 Ok(read) => prop_assert_eq!(read, header),
                 Err(error) => {
@@ -173,10 +196,12 @@ mod tests {
         }
 
         #[test]
-        fn a_push_head_keeps_its_bits(round: u64, examples: u64, rate: u64) {
-            let head = PushHead { round, examples, learning_rate: f64::from_bits(rate) };
+        fn a_push_head_keeps_its_bits(words: [u64; 5]) {
+            let [round, examples, rate, epoch, batches_done] = words;
+            let head = PushHead { round, examples, learning_rate: f64::from_bits(rate), epoch, batches_done };
             let read = PushHead::decode(head.encode());
-            prop_assert_eq!((read.round, read.examples, read.learning_rate.to_bits()), (round, examples, rate));
+            let rate = read.learning_rate.to_bits();
+            prop_assert_eq!([read.round, read.examples, rate, read.epoch, read.batches_done], words);
         }
 
         #[test]
@@ -191,8 +216,8 @@ mod tests {
 
     #[test]
     fn another_version_is_refused_with_both_numbers() {
-        let mut bytes = Header { kind: Kind::Leave, length_bytes: 0 }.encode();
+        let mut bytes = Header::of(Kind::Message, 0).encode();
         bytes[1] = 9;
-        assert_eq!(Header::decode(bytes).unwrap_err().to_string(), "protocol version 9, but this program speaks 1");
+        assert_eq!(Header::decode(bytes).unwrap_err().to_string(), "protocol version 9, but this program speaks 2");
     }
 }

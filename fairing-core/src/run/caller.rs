@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::protocol::connection::{Connection, ConnectionError, Patience, at_most};
 use crate::protocol::deadline::{HELLO, JOIN, STALL};
 use crate::protocol::frame::Kind;
-use crate::protocol::message::{FromCoordinator, Hello, Purpose, Speaker};
+use crate::protocol::message::{FromCoordinator, Hello, Incarnation, Purpose, Speaker};
 use crate::protocol::transport::{Transport, connect_patiently};
 use crate::topology::Address;
 
@@ -17,8 +17,9 @@ pub(super) enum Heard {
     Attached(Connection),
     /// The coordinator said something.
     Said(FromCoordinator),
-    /// The trained model, after [`FromCoordinator::Complete`].
-    Model(Vec<u8>),
+    /// The trained model, after [`FromCoordinator::Complete`]: as the framework writes it, and as safetensors, empty if it
+    /// cannot be written so.
+    Model { model: Vec<u8>, tensors: Vec<u8> },
     /// The connection is over; why is seen elsewhere, from the coordinator's process or from what it said before.
     Gone,
 }
@@ -72,7 +73,8 @@ fn converse(
         // Nothing follows either. Between threads the other end may stay open behind it: its reader waits for this one.
         goes_on = hear(Heard::Said(message)) && !failed;
         if complete {
-            hear(Heard::Model(connection.receive_frame(Kind::Model, &at_most(STALL))?));
+            let mut receive = |kind| connection.receive_frame(kind, &at_most(STALL));
+            hear(Heard::Model { model: receive(Kind::Model)?, tensors: receive(Kind::Tensors)? });
             goes_on = false;
         }
     }
@@ -80,7 +82,13 @@ fn converse(
 }
 
 fn attach(mut connection: Connection, run: &str) -> Result<Connection, ConnectionError> {
-    connection.send(&Hello { run: run.to_owned(), speaker: Speaker::Caller, purpose: Purpose::Control })?;
+    let incarnation = Incarnation::fresh();
+    connection.send(&Hello {
+        run: run.to_owned(),
+        speaker: Speaker::Caller,
+        incarnation,
+        purpose: Purpose::Control,
+    })?;
     match connection.receive(&at_most(HELLO))? {
         FromCoordinator::Welcome { .. } => Ok(connection),
         FromCoordinator::Refused { reason } => Err(ConnectionError::Protocol(reason)),

@@ -12,7 +12,7 @@ use crate::config::{Config, LaunchOptions, ProcessEnv, Surroundings};
 use crate::observe::metrics::Metrics;
 use crate::protocol::connection::Connection;
 use crate::protocol::failure::Failure;
-use crate::protocol::message::{FromCoordinator, Position, ToCoordinator};
+use crate::protocol::message::{FromCoordinator, Numbered, Position, ToCoordinator};
 use crate::protocol::transport::{Memory, Transport};
 use crate::runtime::Model;
 use crate::runtime::replica::{Context, serve, work};
@@ -180,10 +180,10 @@ fn collect(hear: &Receiver<Heard>) -> Metrics {
         match heard {
             Heard::Attached(connection) => coordinator = Some(connection),
             Heard::Said(FromCoordinator::Metric(metric)) => metrics.push(metric),
-            Heard::Said(FromCoordinator::RunFailed(_)) | Heard::Model(_) => {
+            Heard::Said(FromCoordinator::RunFailed(_)) | Heard::Model { .. } => {
                 if let Some(coordinator) = &mut coordinator {
                     // If it is gone, it waits for nothing.
-                    let _ = coordinator.send(&ToCoordinator::Acknowledged);
+                    let _ = coordinator.send(&Numbered::from(ToCoordinator::Acknowledged));
                 }
                 break;
             }

@@ -77,7 +77,11 @@ pub(crate) fn dispatch<T: DistributedTraining>(value: &[u8]) -> ExitCode {
         Role::Ps => serve(&context),
         Role::Worker => {
             // The user's code may compute for long before it looks at the run again; an ended run must not wait for it.
-            status.on_failure(|| {
+            let watched = status.clone();
+            status.on_change(move || {
+                if watched.failure().is_none() {
+                    return;
+                }
                 std::thread::spawn(|| {
                     std::thread::sleep(FAREWELL);
                     lifeline::end_children();

@@ -23,20 +23,17 @@ use crate::observe::report::{Files, Host, Phase, Status, Summary, Versions};
 use crate::observe::run_folder::{LogFiles, RunFolder};
 use crate::observe::terminal::{View, terminal};
 use crate::protocol::connection::Connection;
-use crate::protocol::deadline::{FAREWELL, HEARTBEAT, JOIN};
+use crate::protocol::deadline::{GRACE, HEARTBEAT, JOIN, WORST_LOSS, WORST_WAIT};
 use crate::protocol::failure::{Failure, FailureKind};
-use crate::protocol::message::{FromCoordinator, ToCoordinator};
+use crate::protocol::message::{FromCoordinator, Numbered, ToCoordinator, WorkerEnd};
 use crate::protocol::transport::Unix;
-use crate::topology::{Rank, Replica, Topology};
+use crate::topology::{Rank, Replica, Role, Topology};
 
 /// Messages that may wait for the watcher; a replica that writes faster than the terminal shows waits itself.
 pub(super) const QUEUE: usize = 1024;
 
 /// How often the watcher looks at clocks and signals while nothing happens.
 const TICK: Duration = Duration::from_millis(50);
-
-/// How long replicas have to end after a failure is known, beyond what they take by themselves.
-const GRACE: Duration = FAREWELL.checked_mul(2).expect("ten seconds");
 
 /// How long the coordinator has to make itself heard after a replica has ended that it has not mentioned yet. A quick
 /// replica can end before the watcher has attached, or before it has read what the coordinator wrote; of a replica that
@@ -78,13 +75,21 @@ impl Watch {
             // Said, not shown: a shown warning is one line, and these lines are to be pasted.
             view.say(&format!("warning: {advice}"));
         }
-        view.say(&format!("{} with {topology}, seed {}", self.type_name, self.seed));
+        let placement = &self.plan.placements[0];
+        let mode = if placement.mode.is_sync() { String::new() } else { format!(", {}", placement.mode) };
+        view.say(&format!("{} with {topology}{mode}, seed {}", self.type_name, self.seed));
+        let held = placement.rejoin;
+        view.say(&format!(
+            "a replica that is lost is reported within {}, a worker that keeps the others waiting within {}",
+            humantime::format_duration(WORST_LOSS + held),
+            humantime::format_duration(WORST_WAIT + held * 2),
+        ));
         let manifest = self.manifest;
         let asking_git = std::thread::Builder::new().name("fairing-git".into());
         let asking_git = asking_git.spawn(move || git::commit(&manifest, git::GIT_DEADLINE)).ok();
         let interrupts = Interrupts::count();
         let (replica_events, from_replicas) = sync_channel(QUEUE);
-        let launched = self.launcher.launch(&self.plan, replica_events)?;
+        let launched = self.launcher.launch(&self.plan, replica_events.clone())?;
         let messages = self.messages.clone();
         std::thread::spawn(move || {
             for event in from_replicas {
@@ -105,6 +110,7 @@ impl Watch {
         let watcher = Watcher {
             topology,
             launched,
+            replica_events,
             view,
             logs: LogFiles::new(&self.folder),
             metrics_file: Some(metrics_file),
@@ -130,6 +136,9 @@ impl Watch {
             exits: BTreeMap::new(),
             order_of_exit: Vec::new(),
             ended_here: BTreeSet::new(),
+            awaited: BTreeSet::new(),
+            lost: BTreeMap::new(),
+            workers: Vec::new(),
             verdict: None,
             failure: None,
             complete: None,
@@ -157,6 +166,8 @@ struct Watcher {
     topology: Topology,
     plan: LaunchPlan,
     launched: Box<dyn Launched>,
+    /// For replicas that are started again.
+    replica_events: SyncSender<ReplicaEvent>,
     view: Box<dyn View>,
     logs: LogFiles,
     metrics_file: Option<MetricsWriter>,
@@ -183,6 +194,12 @@ struct Watcher {
     order_of_exit: Vec<Replica>,
     /// Replicas that were ended from here.
     ended_here: BTreeSet<Replica>,
+    /// Replicas that the coordinator wants to be started again, as soon as their process has ended.
+    awaited: BTreeSet<Replica>,
+    /// Workers that the run goes on without, and why.
+    lost: BTreeMap<Replica, String>,
+    /// How the workers' steps went, by rank.
+    workers: Vec<WorkerEnd>,
     /// When what is known of an ended replica decides how long the others may go on.
     verdict: Option<Instant>,
     failure: Option<Failure>,
@@ -231,16 +248,19 @@ impl Watcher {
             Message::Coordinator(Heard::Attached(connection)) => {
                 self.coordinator = Some(connection);
                 if self.stopping {
-                    self.tell_coordinator(&ToCoordinator::Stop);
+                    self.tell_coordinator(ToCoordinator::Stop);
+                }
+                for replica in self.order_of_exit.clone() {
+                    self.tell_coordinator(ToCoordinator::Ended(replica));
                 }
             }
             Message::Coordinator(Heard::Said(message)) => self.hear(message),
-            Message::Coordinator(Heard::Model(bytes)) => {
+            Message::Coordinator(Heard::Model { model, .. }) => {
                 let extension = self.extension;
-                let written = self.folder.write_model(extension, &bytes);
+                let written = self.folder.write_model(extension, &model);
                 self.keep(written.map(drop).map_err(RunError::from));
-                self.model = Some(bytes);
-                self.tell_coordinator(&ToCoordinator::Acknowledged);
+                self.model = Some(model);
+                self.tell_coordinator(ToCoordinator::Acknowledged);
                 self.end_by(Instant::now() + GRACE);
             }
             Message::Coordinator(Heard::Gone) => {
@@ -268,9 +288,9 @@ impl Watcher {
         }
     }
 
-    fn tell_coordinator(&mut self, message: &ToCoordinator) {
+    fn tell_coordinator(&mut self, message: ToCoordinator) {
         if let Some(coordinator) = &mut self.coordinator
-            && coordinator.send(message).is_err()
+            && coordinator.send(&Numbered::from(message)).is_err()
         {
             self.coordinator = None;
         }
@@ -287,12 +307,61 @@ impl Watcher {
         if replica == self.topology.coordinator() {
             self.ended.store(true, Ordering::Release);
         }
-        if self.complete.is_some() || self.killed {
+        self.tell_coordinator(ToCoordinator::Ended(replica));
+        if self.awaited.remove(&replica) {
+            return self.restart(replica);
+        }
+        if self.complete.is_some() || self.killed || self.may_heal(replica) {
             return;
         }
         let now = Instant::now();
         self.end_by(now + GRACE);
         self.verdict.get_or_insert(now + HEARSAY);
+    }
+
+    /// Whether the run may go on although this replica has ended: the coordinator decides.
+    fn may_heal(&self, replica: Replica) -> bool {
+        let placement = &self.plan.placements[0];
+        replica.role == Role::Worker
+            && !self.topology.is_serverless()
+            && (!placement.mode.is_sync() || !placement.rejoin.is_zero())
+            && self.failure.is_none()
+            && self.coordinator.is_some()
+            && self.joined.contains(&replica)
+    }
+
+    /// Starts a lost worker again, which then takes its place in the run.
+    fn restart(&mut self, replica: Replica) {
+        if self.failure.is_some() || self.killed || self.complete.is_some() {
+            return;
+        }
+        self.exits.remove(&replica);
+        self.order_of_exit.retain(|other| *other != replica);
+        self.ended_here.remove(&replica);
+        self.joined.remove(&replica);
+        match self.launched.restart(&self.plan, replica, self.replica_events.clone()) {
+            Ok(()) => self.show(&Event::Warning(format!("{replica} is started again"))),
+            Err(error) => {
+                // The run is held for it, and fails when the time is over.
+                self.show(&Event::Warning(chain(&error)));
+                self.exits.insert(replica, Exit::Code(ExitCode::NeverLaunched.code().into()));
+            }
+        }
+    }
+
+    /// The coordinator has lost a worker, and the run is held for it or goes on.
+    fn lost(&mut self, replica: Replica, reason: String, rejoin: bool) {
+        self.show(&Event::Warning(format!("{replica} was lost: {reason}")));
+        if !rejoin {
+            self.lost.insert(replica, reason);
+        } else if self.exits.contains_key(&replica) {
+            self.restart(replica);
+        } else {
+            // Frozen, or cut off: its place can be taken only once it is gone.
+            self.awaited.insert(replica);
+            self.ended_here.insert(replica);
+            self.launched.kill(replica);
+        }
     }
 
     /// Whether a replica has ended without ever having met the coordinator, or the coordinator itself has: nobody will say
@@ -333,9 +402,25 @@ impl Watcher {
                 }
                 self.metrics.push(metric);
             }
+            FromCoordinator::Lost { replica, reason, rejoin } => self.lost(replica, reason, rejoin),
+            FromCoordinator::Slow { rank, step_seconds, others_seconds } => {
+                let milliseconds = |seconds: f64| format!("{:.1} ms", seconds * 1e3);
+                self.show(&Event::Warning(format!(
+                    "{} is slow: it computes {} per step, the others {}",
+                    Replica::worker(rank.0),
+                    milliseconds(step_seconds),
+                    milliseconds(others_seconds),
+                )));
+            }
+            FromCoordinator::Workers(workers) => self.workers = workers,
             FromCoordinator::RunFailed(failure) => {
+                if failure.kind == FailureKind::Lost && !self.exits.contains_key(&failure.replica) {
+                    // A frozen process would only use up the time that the others get to end.
+                    self.ended_here.insert(failure.replica);
+                    self.launched.kill(failure.replica);
+                }
                 self.failure.get_or_insert(failure);
-                self.tell_coordinator(&ToCoordinator::Acknowledged);
+                self.tell_coordinator(ToCoordinator::Acknowledged);
                 self.end_by(Instant::now() + GRACE);
             }
             FromCoordinator::Complete { stopped, .. } => {
@@ -349,6 +434,9 @@ impl Watcher {
             FromCoordinator::Welcome { .. }
             | FromCoordinator::Refused { .. }
             | FromCoordinator::Gathered { .. }
+            | FromCoordinator::Heard { .. }
+            | FromCoordinator::Roll(_)
+            | FromCoordinator::Bring
             | FromCoordinator::Released => {}
         }
     }
@@ -360,7 +448,7 @@ impl Watcher {
         self.stopping = true;
         self.show(&Event::Stopping);
         if self.training.is_some() || self.coordinator.is_some() {
-            self.tell_coordinator(&ToCoordinator::Stop);
+            self.tell_coordinator(ToCoordinator::Stop);
         }
     }
 

@@ -725,8 +725,8 @@ mod tests {
             expected = theirs.step(learning_rate, expected, gradients);
 
             model.read_gradients(model.gradients(step), &mut gradient, &mut present);
-            optimizer.begin_round(&present, learning_rate);
-            optimizer.apply(0..parameters.len(), &mut parameters, &gradient);
+            let round = optimizer.begin_round(&present, learning_rate);
+            optimizer.apply(&round, 0..parameters.len(), &mut parameters, &gradient);
             model = model.write_trained(&parameters);
             for (ours, theirs) in parameters.iter().zip(trained(&expected)) {
                 largest = largest.max((ours - theirs).abs() / theirs.abs().max(1e-3));

@@ -1,8 +1,11 @@
 //! A replica's side of its control connection: reports, collectives, and the word that the run is over.
+//!
+//! The connection may break and come back: every message has a number and is kept until the coordinator has heard it, and
+//! what the coordinator said last it says again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_bytes::ByteBuf;
 
@@ -10,45 +13,84 @@ use super::status::RunStatus;
 use crate::observe::events::Progress;
 use crate::observe::metrics::MetricPoint;
 use crate::protocol::connection::{Connection, ConnectionError, at_most};
-use crate::protocol::deadline::{HEARTBEAT, HELLO, JOIN, REPORT, ROUND, TICK};
+use crate::protocol::deadline::{HEARTBEAT, HELLO, JOIN, RECONNECT, REPORT, ROUND, TICK};
 use crate::protocol::failure::{Failure, FailureKind};
-use crate::protocol::message::{FromCoordinator, Hello, Position, Purpose, Report, Speaker, ToCoordinator};
+use crate::protocol::frame::Kind;
+use crate::protocol::message::{
+    CollectiveKey, FromCoordinator, Group, Hello, Incarnation, Numbered, Pace, Position, Purpose, Report, Speaker,
+    ToCoordinator,
+};
 use crate::protocol::transport::{Transport, connect_patiently};
 use crate::topology::{Address, Placement, Replica};
 
 /// Metrics that may wait for the next report; a worker that brings more waits until they are sent.
 const OUTBOX: usize = 4096;
 
+/// Messages that may wait to be heard; whoever brings more waits itself. The coordinator confirms every few.
+const UNHEARD: usize = 64;
+
+/// The outcome of a collective.
+pub(crate) struct Gathered {
+    /// Every part, in rank order; none of a rank that is lost.
+    pub(crate) parts: Vec<Option<ByteBuf>>,
+    /// The run is to stop.
+    pub(crate) stopping: bool,
+}
+
 /// A replica's connection to the coordinator.
 pub(crate) struct Control {
-    replica: Replica,
+    placement: Placement,
+    incarnation: Incarnation,
     coordinator: Replica,
+    transport: Arc<dyn Transport>,
     status: Arc<RunStatus>,
-    writer: Mutex<Connection>,
+    outgoing: Mutex<Outgoing>,
     inbox: Mutex<Inbox>,
     arrived: Condvar,
     outbox: Mutex<Report>,
     wanted: Condvar,
 }
 
+/// What is on its way to the coordinator.
+struct Outgoing {
+    /// `None` while it is broken.
+    connection: Option<Connection>,
+    next: u64,
+    unheard: VecDeque<Arc<Outgo>>,
+}
+
+/// A message and the payloads that follow it.
+struct Outgo {
+    numbered: Numbered,
+    payloads: Vec<(Kind, Vec<u8>)>,
+}
+
 #[derive(Default)]
 struct Inbox {
-    gathered: HashMap<u64, Vec<ByteBuf>>,
+    gathered: BTreeMap<CollectiveKey, Gathered>,
+    bring: bool,
     released: bool,
 }
 
-/// Opens a connection to a server and says hello on it.
+/// Opens a connection to a server and says hello on it; tries until `deadline`, as long as `waiting` agrees.
 pub(crate) fn open(
     transport: &dyn Transport,
     address: &Address,
     hello: &Hello,
+    deadline: Instant,
     waiting: &dyn Fn() -> std::io::Result<()>,
 ) -> Result<Connection, ConnectionError> {
-    let stream =
-        connect_patiently(transport, address, Instant::now() + JOIN, waiting).map_err(ConnectionError::Broken)?;
+    let stream = connect_patiently(transport, address, deadline, waiting).map_err(ConnectionError::Broken)?;
     let mut connection = Connection::new(stream);
     connection.send(hello)?;
     Ok(connection)
+}
+
+impl Outgo {
+    fn write(&self, connection: &mut Connection) -> Result<(), ConnectionError> {
+        connection.send(&self.numbered)?;
+        self.payloads.iter().try_for_each(|(kind, payload)| connection.send_frame(*kind, payload))
+    }
 }
 
 impl Control {
@@ -59,35 +101,22 @@ impl Control {
     /// A [`Failure`] of the coordinator if it cannot be reached, or of this replica if it is refused.
     pub(crate) fn connect(
         placement: &Placement,
-        transport: &dyn Transport,
+        transport: &Arc<dyn Transport>,
         status: &Arc<RunStatus>,
     ) -> Result<(Arc<Self>, Position), Failure> {
-        let (replica, coordinator) = (placement.replica, placement.topology.coordinator());
-        let failure = |replica, kind, message| Failure { replica, kind, message, round: None };
-        let hello = Hello { run: placement.run.clone(), speaker: Speaker::Replica(replica), purpose: Purpose::Control };
-        let lost = |error: ConnectionError| {
-            failure(coordinator, FailureKind::Lost, format!("{replica} cannot reach the coordinator: {error}"))
-        };
-        let mut reader = open(transport, &placement.servers[0], &hello, &|| Ok(())).map_err(lost)?;
-        let position = match reader.receive(&at_most(HELLO)).map_err(lost)? {
-            FromCoordinator::Welcome { position } => position,
-            FromCoordinator::Refused { reason } => return Err(failure(replica, FailureKind::Protocol, reason)),
-            FromCoordinator::RunFailed(failure) => return Err(failure),
-            other => {
-                return Err(failure(coordinator, FailureKind::Protocol, format!("{other:?} instead of a welcome")));
-            }
-        };
-        let writer = reader.try_clone().map_err(|error| lost(ConnectionError::Broken(error)))?;
         let control = Arc::new(Self {
-            replica,
-            coordinator,
+            placement: placement.clone(),
+            incarnation: Incarnation::fresh(),
+            coordinator: placement.topology.coordinator(),
+            transport: transport.clone(),
             status: status.clone(),
-            writer: Mutex::new(writer),
+            outgoing: Mutex::new(Outgoing { connection: None, next: 1, unheard: VecDeque::new() }),
             inbox: Mutex::default(),
             arrived: Condvar::new(),
             outbox: Mutex::default(),
             wanted: Condvar::new(),
         });
+        let (reader, position) = control.call(Instant::now() + JOIN)?;
         let (listening, reporting) = (control.clone(), Arc::downgrade(&control));
         std::thread::spawn(move || listening.listen(reader));
         std::thread::spawn(move || {
@@ -100,10 +129,74 @@ impl Control {
         Ok((control, position))
     }
 
+    /// Which life of its replica this is.
+    pub(crate) fn incarnation(&self) -> Incarnation {
+        self.incarnation
+    }
+
+    /// Says hello until the coordinator answers, at the latest at `deadline`, and then everything that was not heard.
+    fn call(&self, deadline: Instant) -> Result<(Connection, Position), Failure> {
+        loop {
+            match self.call_once(deadline) {
+                Ok(called) => return Ok(called),
+                Err(CallError::Failed(failure)) => return Err(failure),
+                Err(CallError::Connection(error)) => {
+                    if let Some(failure) = self.status.failure() {
+                        return Err(failure);
+                    }
+                    if Instant::now() >= deadline {
+                        let message = format!("{} cannot reach the coordinator: {error}", self.placement.replica);
+                        return Err(self.failure(self.coordinator, FailureKind::Lost, message));
+                    }
+                    std::thread::sleep(TICK / 10);
+                }
+            }
+        }
+    }
+
+    fn call_once(&self, deadline: Instant) -> Result<(Connection, Position), CallError> {
+        let hello = Hello {
+            run: self.placement.run.clone(),
+            speaker: Speaker::Replica(self.placement.replica),
+            incarnation: self.incarnation,
+            purpose: Purpose::Control,
+        };
+        let waiting = || self.status.unless_failed().map_err(std::io::Error::other);
+        let mut reader = open(self.transport.as_ref(), &self.placement.servers[0], &hello, deadline, &waiting)?;
+        let (position, heard) = match reader.receive(&at_most(HELLO))? {
+            FromCoordinator::Welcome { position, heard } => (position, heard),
+            FromCoordinator::Refused { reason } => {
+                let failure = self.failure(self.placement.replica, FailureKind::Lost, reason);
+                return Err(CallError::Failed(failure));
+            }
+            FromCoordinator::RunFailed(failure) => return Err(CallError::Failed(failure)),
+            other => {
+                let message = format!("{other:?} instead of a welcome");
+                return Err(CallError::Failed(self.failure(self.coordinator, FailureKind::Protocol, message)));
+            }
+        };
+        let mut writer = reader.try_clone().map_err(ConnectionError::Broken)?;
+        let mut outgoing = self.outgoing();
+        outgoing.unheard.retain(|outgo| outgo.numbered.number > heard);
+        for outgo in &outgoing.unheard {
+            outgo.write(&mut writer)?;
+        }
+        outgoing.connection = Some(writer);
+        Ok((reader, position))
+    }
+
+    fn failure(&self, replica: Replica, kind: FailureKind, message: String) -> Failure {
+        Failure { replica, kind, message, round: None }
+    }
+
     /// Breaks the connection, as the death of the process would.
     #[cfg(test)]
     pub(crate) fn break_connection(&self) {
-        self.writer.lock().expect("no holder panics").shutdown();
+        self.outgoing().connection.iter().for_each(Connection::shutdown);
+    }
+
+    fn outgoing(&self) -> MutexGuard<'_, Outgoing> {
+        self.outgoing.lock().expect("no holder panics")
     }
 
     fn inbox(&self) -> MutexGuard<'_, Inbox> {
@@ -114,23 +207,45 @@ impl Control {
         self.outbox.lock().expect("no holder panics")
     }
 
+    fn is_over(&self) -> bool {
+        self.inbox().released || self.status.failure().is_some()
+    }
+
     fn listen(&self, mut reader: Connection) {
         // The coordinator speaks only when it has something to say; that it lives is seen by the open connection.
-        let patience = |_| Ok(());
+        let patience = |_| self.status.unless_failed();
         loop {
             match reader.receive(&patience) {
-                Ok(FromCoordinator::Gathered { sequence, parts }) => {
-                    self.inbox().gathered.insert(sequence, parts);
+                Ok(FromCoordinator::Gathered { key, parts, stopping }) => {
+                    let mut inbox = self.inbox();
+                    // Of a state only the last is of use, to a worker that was started again.
+                    inbox.gathered.retain(|old, _| old.group != Group::State || key.group != Group::State);
+                    inbox.gathered.insert(key, Gathered { parts, stopping });
                 }
-                Ok(FromCoordinator::RunFailed(failure)) => drop(self.status.fail(failure)),
+                Ok(FromCoordinator::Heard { number }) => {
+                    self.outgoing().unheard.retain(|outgo| outgo.numbered.number > number);
+                }
+                Ok(FromCoordinator::Roll(roll)) => self.status.set_roll(roll),
+                Ok(FromCoordinator::Bring) => self.inbox().bring = true,
+                Ok(FromCoordinator::RunFailed(failure)) => _ = self.status.fail(failure),
                 Ok(FromCoordinator::Released) => self.inbox().released = true,
+                Ok(FromCoordinator::Refused { reason }) => {
+                    self.status.fail(self.failure(self.placement.replica, FailureKind::Lost, reason));
+                }
                 Ok(other) => self.lost_coordinator(FailureKind::Protocol, format!("an unexpected {other:?}")),
                 Err(ConnectionError::Protocol(what)) => self.lost_coordinator(FailureKind::Protocol, what),
-                Err(_) if self.inbox().released => {}
-                Err(error) => self.lost_coordinator(FailureKind::Lost, format!("{error}, as {} saw it", self.replica)),
+                Err(_) if self.is_over() => {}
+                Err(_) => {
+                    self.outgoing().connection = None;
+                    match self.call(Instant::now() + RECONNECT) {
+                        Ok((called, _)) => reader = called,
+                        Err(_) if self.is_over() => {}
+                        Err(failure) => _ = self.status.fail(failure),
+                    }
+                }
             }
             self.arrived.notify_all();
-            if self.inbox().released || self.status.failure().is_some() {
+            if self.is_over() {
                 self.wanted.notify_all();
                 return;
             }
@@ -138,7 +253,7 @@ impl Control {
     }
 
     fn lost_coordinator(&self, kind: FailureKind, message: String) {
-        self.status.fail(Failure { replica: self.coordinator, kind, message, round: None });
+        self.status.fail(self.failure(self.coordinator, kind, message));
     }
 
     /// Sends the outbox if there is something new, a sign of life otherwise. `false` once nobody listens.
@@ -149,24 +264,61 @@ impl Control {
             let (outbox, _) = self.wanted.wait_timeout_while(outbox, HEARTBEAT, is_empty).expect("no holder panics");
             drop(outbox);
         }
-        if self.inbox().released || self.status.failure().is_some() || self.flush().is_err() {
+        if self.is_over() || self.flush().is_err() {
             return false;
         }
         // Let reports fill, but not so long that a view seems to stand still.
         std::thread::sleep(REPORT);
-        true
+        !self.is_over()
     }
 
     /// Sends what is in the outbox now.
-    pub(crate) fn flush(&self) -> Result<(), ConnectionError> {
-        // The writer is locked first, so that reports leave in the order in which they were taken.
-        let mut writer = self.writer.lock().expect("no holder panics");
-        let report = {
+    pub(crate) fn flush(&self) -> Result<(), Failure> {
+        self.send(Vec::new(), || {
             let mut outbox = self.outbox();
-            let (rounds_done, position) = (outbox.rounds_done, outbox.position);
-            std::mem::replace(&mut *outbox, Report { rounds_done, position, ..Report::default() })
-        };
-        writer.send(&ToCoordinator::Report(report))
+            let (rounds_done, position, pace) = (outbox.rounds_done, outbox.position, outbox.pace);
+            let report = Report { rounds_done, position, pace, ..Report::default() };
+            ToCoordinator::Report(std::mem::replace(&mut *outbox, report))
+        })
+    }
+
+    /// Sends a message, which is made once its turn has come, so that messages leave in the order in which they were taken.
+    ///
+    /// A broken connection is no error: the message leaves when it is back. The error is the run's failure, or the message
+    /// is too long.
+    fn send(&self, payloads: Vec<(Kind, Vec<u8>)>, message: impl FnOnce() -> ToCoordinator) -> Result<(), Failure> {
+        let mut outgoing = self.outgoing();
+        let started = Instant::now();
+        while outgoing.unheard.len() >= UNHEARD {
+            drop(outgoing);
+            if let Some(failure) = self.status.failure() {
+                return Err(failure);
+            }
+            if started.elapsed() > ROUND {
+                let message = format!("it confirms no message of {}", self.placement.replica);
+                return Err(self.failure(self.coordinator, FailureKind::Timeout, message));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+            outgoing = self.outgoing();
+        }
+        let numbered = Numbered { number: outgoing.next, message: message() };
+        let outgo = Arc::new(Outgo { numbered, payloads });
+        if let Some(connection) = &mut outgoing.connection {
+            match outgo.write(connection) {
+                Ok(()) => {}
+                Err(ConnectionError::Protocol(reason)) => {
+                    return Err(self.failure(self.placement.replica, FailureKind::Configuration, reason));
+                }
+                Err(_) => {
+                    // The reader notices it too and calls again; what was written in part must not be gone on with.
+                    connection.shutdown();
+                    outgoing.connection = None;
+                }
+            }
+        }
+        outgoing.next += 1;
+        outgoing.unheard.push_back(outgo);
+        Ok(())
     }
 
     /// Leaves a metric for the next report.
@@ -177,21 +329,30 @@ impl Control {
             outbox.metrics.len() >= OUTBOX
         };
         if is_full {
-            // A broken connection is noticed by the reader.
+            // A failure ends the worker's next call.
             let _ = self.flush();
         }
     }
 
     /// Leaves the newest progress for the next report.
-    pub(crate) fn progress(&self, progress: Progress, position: Position) {
+    pub(crate) fn progress(&self, progress: Progress, position: Position, pace: impl FnOnce() -> Pace) {
         let was_empty = {
             let mut outbox = self.outbox();
             outbox.position = position;
-            outbox.progress.replace(progress).is_none()
+            let was_empty = outbox.progress.replace(progress).is_none();
+            if was_empty {
+                outbox.pace = Some(pace());
+            }
+            was_empty
         };
         if was_empty {
             self.wanted.notify_all();
         }
+    }
+
+    /// Leaves the final pace for the next report.
+    pub(crate) fn pace(&self, pace: Pace) {
+        self.outbox().pace = Some(pace);
     }
 
     /// Says that rounds before this one get no more metrics.
@@ -200,37 +361,45 @@ impl Control {
     }
 
     /// Sends a message after everything that was left for reports.
-    pub(crate) fn say(&self, message: &ToCoordinator) -> Result<(), ConnectionError> {
+    pub(crate) fn say(&self, message: ToCoordinator) -> Result<(), Failure> {
         self.flush()?;
-        self.writer.lock().expect("no holder panics").send(message)
+        self.send(Vec::new(), || message)
     }
 
-    /// Sends `message` and then a payload of its own.
-    pub(crate) fn say_with(
-        &self,
-        message: &ToCoordinator,
-        kind: crate::protocol::frame::Kind,
-        payload: &[u8],
-    ) -> Result<(), ConnectionError> {
+    /// Sends `message` and then payloads of their own.
+    pub(crate) fn say_with(&self, message: ToCoordinator, payloads: Vec<(Kind, Vec<u8>)>) -> Result<(), Failure> {
         self.flush()?;
-        let mut writer = self.writer.lock().expect("no holder panics");
-        writer.send(message)?;
-        writer.send_frame(kind, payload)
+        self.send(payloads, || message)
     }
 
-    /// One collective: every worker's part, in rank order.
-    pub(crate) fn gather(&self, sequence: u64, part: Vec<u8>) -> Result<Vec<ByteBuf>, Failure> {
-        // A broken connection is noticed by the reader, which records the failure that ends the wait.
-        if let Err(ConnectionError::Protocol(reason)) = self.say(&ToCoordinator::Gather { sequence, part }) {
-            let message = format!("too many numbers in one `sum` or state: {reason}");
-            return Err(Failure { replica: self.replica, kind: FailureKind::Configuration, message, round: None });
-        }
-        self.wait(|inbox| inbox.gathered.remove(&sequence), "a collective")
+    /// One collective: every part, in rank order.
+    pub(crate) fn gather(&self, key: CollectiveKey, part: Vec<u8>) -> Result<Gathered, Failure> {
+        let message = ToCoordinator::Gather { key, part };
+        let said = if key.group == Group::Servers { self.send(Vec::new(), || message) } else { self.say(message) };
+        said.map_err(|failure| match failure.kind {
+            FailureKind::Configuration => {
+                let message = format!("too many numbers in one `sum` or state: {}", failure.message);
+                Failure { message, ..failure }
+            }
+            _ => failure,
+        })?;
+        self.wait(|inbox| inbox.gathered.remove(&key), "a collective")
     }
 
-    /// Waits until the coordinator says that the run is complete.
-    pub(crate) fn wait_until_released(&self) -> Result<(), Failure> {
-        self.wait(|inbox| inbox.released.then_some(()), "the end of the run")
+    /// The state that was averaged last, for a worker that was started again.
+    pub(crate) fn last_state(&self) -> Option<Gathered> {
+        let mut inbox = self.inbox();
+        let key = *inbox.gathered.keys().find(|key| key.group == Group::State)?;
+        inbox.gathered.remove(&key)
+    }
+
+    /// Waits until the coordinator wants this worker's model, or says that the run is complete. Returns whether it is wanted.
+    pub(crate) fn wait_for_the_end(&self) -> Result<bool, Failure> {
+        let end = |inbox: &mut Inbox| match std::mem::take(&mut inbox.bring) {
+            true => Some(true),
+            false => inbox.released.then_some(false),
+        };
+        self.wait(end, "the end of the run")
     }
 
     /// Waits without limit of its own until the run is complete or has failed: for servers, whose work is elsewhere.
@@ -249,7 +418,8 @@ impl Control {
 
     fn wait<T>(&self, mut ready: impl FnMut(&mut Inbox) -> Option<T>, what: &str) -> Result<T, Failure> {
         // The coordinator names the late worker after one ROUND; waiting longer here leaves it the first word.
-        let deadline = Instant::now() + ROUND + HEARTBEAT * 2;
+        let limit = ROUND + self.placement.rejoin + HEARTBEAT * 2;
+        let deadline = Instant::now() + limit;
         let mut inbox = self.inbox();
         loop {
             if let Some(value) = ready(&mut inbox) {
@@ -259,11 +429,22 @@ impl Control {
                 return Err(failure);
             }
             if Instant::now() > deadline {
-                let message = format!("no answer for {what} within {} s", ROUND.as_secs());
-                let (replica, kind) = (self.coordinator, FailureKind::Timeout);
-                return Err(Failure { replica, kind, message, round: None });
+                let message = format!("no answer for {what} within {} s", limit.as_secs());
+                return Err(self.failure(self.coordinator, FailureKind::Timeout, message));
             }
             inbox = self.arrived.wait_timeout(inbox, TICK).expect("no holder panics").0;
         }
+    }
+}
+
+/// Why a call got no welcome.
+enum CallError {
+    Failed(Failure),
+    Connection(ConnectionError),
+}
+
+impl From<ConnectionError> for CallError {
+    fn from(error: ConnectionError) -> Self {
+        CallError::Connection(error)
     }
 }

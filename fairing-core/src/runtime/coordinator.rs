@@ -1,32 +1,45 @@
 //! The one place that knows the whole run: who is there, what was first to fail, when it is complete.
 //!
-//! It lives beside parameter server 0. One thread owns the state and takes [`Event`]s; each control connection has a
+//! It lives beside the server of the first share. One thread owns the state and takes [`Event`]s; each control connection has a
 //! thread that reads and forwards. What several replicas report of one failure is told apart by order of receipt: the
 //! first is the cause, the rest follows from it.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::parameter_server::seconds;
 use super::status::RunStatus;
+use serde_bytes::ByteBuf;
+
+use crate::observe::events::Progress;
 use crate::observe::metrics::Merger;
 use crate::protocol::connection::{Connection, ConnectionError, at_most};
-use crate::protocol::deadline::{FAREWELL, HEARTBEAT, JOIN, KEEP_RESULT, LEASE, ROUND, STALL, TICK};
+use crate::protocol::deadline::{FAREWELL, JOIN, KEEP_RESULT, LEASE, RECONNECT, ROUND, STALL, TICK};
 use crate::protocol::failure::{Failure, FailureKind};
 use crate::protocol::frame::Kind;
-use crate::protocol::message::{Finished, FromCoordinator, Position, Report, Speaker, ToCoordinator};
-use crate::topology::{Replica, Role, Topology};
+use crate::protocol::message::{
+    CollectiveKey, Finished, FromCoordinator, Group, Incarnation, Numbered, Pace, Position, Report, Seat, SeatState,
+    Speaker, ToCoordinator, WorkerEnd,
+};
+use crate::topology::{Mode, Placement, Replica, Role, Topology};
 
 /// What happens to the coordinator.
 pub(crate) enum Event {
     /// A replica or the caller said hello; the connection is for answering.
-    Connected { source: Source, connection: Connection, heard: Heard },
-    /// It said something; rank 0's `Finished` comes with its model.
-    Said { source: Source, message: ToCoordinator, model: Option<Vec<u8>> },
+    Connected { source: Source, incarnation: Incarnation, connection: Connection, heard: Heard },
+    /// It said something; a model comes with the bytes of its files.
+    Said { source: Source, message: Numbered, files: Option<ModelFiles> },
     /// Its connection ended.
     Gone { source: Source, why: ConnectionError },
+}
+
+/// The trained model as it comes home.
+pub(crate) struct ModelFiles {
+    model: Vec<u8>,
+    /// As safetensors; empty if the model cannot be written so.
+    tensors: Vec<u8>,
 }
 
 /// A connection and who speaks on it. Two connections may claim one speaker; only the first is listened to.
@@ -61,8 +74,21 @@ const QUEUE: usize = 1024;
 /// Events kept for a caller that has not connected yet; older progress is worth nothing by then.
 const BACKLOG: usize = 10_000;
 
-/// Collectives that may be open at once: a worker waits for each, so an honest run has one, or two while answers travel.
-const OPEN_GATHERS: usize = 4;
+/// Collectives that are remembered, open or complete, for a worker whose connection broke or that is started again. A worker
+/// waits for each, so an honest run has one open, or two while answers travel.
+const REMEMBERED_GATHERS: usize = 64;
+
+/// Every how many messages of a replica it is told that they have been heard; fewer than a replica keeps.
+const CONFIRM_EVERY: u64 = 8;
+
+/// Why a replica is lost whose process the caller saw end.
+const PROCESS_ENDED: &str = "its process ended without a goodbye";
+
+/// Steps of the others before a worker is called slow: the first ones are no measure.
+const STEPS_BEFORE_SLOW: u64 = 20;
+
+/// The least time between two warnings of one slow worker.
+const SLOW_AGAIN: Duration = LEASE.checked_mul(6).expect("a minute");
 
 pub(crate) fn queue() -> (SyncSender<Event>, Receiver<Event>) {
     sync_channel(QUEUE)
@@ -73,21 +99,23 @@ pub(crate) fn forward(source: Source, mut connection: Connection, heard: &Heard,
     // Silence is judged by the coordinator, which knows leases; here it only ends with the connection.
     let patience = |_| Ok(());
     let why = loop {
-        let message = match connection.receive(&patience) {
+        let message: Numbered = match connection.receive(&patience) {
             Ok(message) => message,
             Err(why) => break why,
         };
         heard.renew();
-        let finished = matches!(message, ToCoordinator::Finished(_));
-        let model = if finished && source.speaker == Speaker::Replica(Replica::worker(0)) {
-            match connection.receive_frame(Kind::Model, &at_most(STALL)) {
-                Ok(model) => Some(model),
-                Err(why) => break why,
+        let files = match &message.message {
+            ToCoordinator::Model if matches!(source.speaker, Speaker::Replica(_)) => {
+                let mut receive = |kind| connection.receive_frame(kind, &at_most(STALL));
+                match receive(Kind::Model).and_then(|model| Ok(ModelFiles { model, tensors: receive(Kind::Tensors)? }))
+                {
+                    Ok(files) => Some(files),
+                    Err(why) => break why,
+                }
             }
-        } else {
-            None
+            _ => None,
         };
-        if events.send(Event::Said { source, message, model }).is_err() {
+        if events.send(Event::Said { source, message, files }).is_err() {
             return;
         }
     };
@@ -97,48 +125,126 @@ pub(crate) fn forward(source: Source, mut connection: Connection, heard: &Heard,
 
 /// What the coordinator knows of one replica.
 struct Member {
-    connection: Connection,
+    /// `None` while it is broken, since `absent`.
+    connection: Option<Connection>,
+    absent: Option<Instant>,
     number: u64,
+    incarnation: Incarnation,
     heard: Heard,
+    /// Number of the last message that was heard of this life.
+    last_message: u64,
     finished: Option<Finished>,
+    /// The caller has seen the process end.
+    process_ended: bool,
+    /// Lost since then; held for `rejoin`, or for good.
+    lost: Option<Lost>,
     /// It has been released or told of the failure: its connection may end.
     dismissed: bool,
+    progress: Option<Progress>,
+    pace: Pace,
+    restarts: u32,
+    restarted: Option<Instant>,
+    called_slow: Option<Instant>,
+}
+
+/// A worker that is lost without being the run's failure.
+#[derive(Debug, Clone, Copy)]
+struct Lost {
+    since: Instant,
+    /// Nobody waits for it any more.
+    for_good: bool,
+}
+
+impl Member {
+    fn new(incarnation: Incarnation) -> Self {
+        Self {
+            connection: None,
+            absent: None,
+            number: 0,
+            incarnation,
+            heard: Heard::now(),
+            last_message: 0,
+            finished: None,
+            process_ended: false,
+            lost: None,
+            dismissed: false,
+            progress: None,
+            pace: Pace::default(),
+            restarts: 0,
+            restarted: None,
+            called_slow: None,
+        }
+    }
+
+    /// Speaks if it is connected; a broken connection is noticed by its reader, and what matters is said again.
+    fn tell(&mut self, message: &FromCoordinator) -> Result<(), ConnectionError> {
+        match &mut self.connection {
+            Some(connection) => connection.send(message),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the run needs nothing of it any more.
+    fn is_done(&self) -> bool {
+        self.finished.is_some() || self.is_lost_for_good()
+    }
+
+    fn is_lost_for_good(&self) -> bool {
+        self.lost.is_some_and(|lost| lost.for_good)
+    }
 }
 
 /// State of the coordinator.
 pub(crate) struct Coordinator {
     topology: Topology,
+    mode: Mode,
+    rejoin: Duration,
     status: Arc<RunStatus>,
     position: Position,
     members: BTreeMap<Replica, Member>,
     caller: Option<(u64, Connection)>,
     backlog: VecDeque<FromCoordinator>,
     merger: Merger,
-    gathers: HashMap<u64, Gather>,
+    gathers: BTreeMap<CollectiveKey, Gather>,
     training: bool,
-    model: Option<Vec<u8>>,
+    /// The worker whose model is wanted.
+    bringer: Option<Replica>,
+    model: Option<ModelFiles>,
     started: Instant,
     first_finished: Option<Instant>,
     checked: Instant,
 }
 
 struct Gather {
-    parts: Vec<Option<Vec<u8>>>,
+    /// Set with the answer: whether the run was to stop then.
+    answered: Option<bool>,
+    /// What has arrived of each rank; `None` within for one that has nothing to give.
+    parts: Vec<Option<Option<ByteBuf>>>,
     since: Instant,
 }
 
+impl Gather {
+    fn is_complete(&self) -> bool {
+        self.answered.is_some()
+    }
+}
+
 impl Coordinator {
-    pub(crate) fn new(topology: Topology, status: Arc<RunStatus>, position: Position) -> Self {
+    pub(crate) fn new(placement: &Placement, status: Arc<RunStatus>, position: Position) -> Self {
+        let Placement { topology, mode, rejoin, .. } = *placement;
         Self {
             topology,
+            mode,
+            rejoin,
             status,
             position,
             members: BTreeMap::new(),
             caller: None,
             backlog: VecDeque::new(),
             merger: Merger::new(topology.worker_count()),
-            gathers: HashMap::new(),
+            gathers: BTreeMap::new(),
             training: false,
+            bringer: None,
             model: None,
             started: Instant::now(),
             first_finished: None,
@@ -157,8 +263,8 @@ impl Coordinator {
     }
 
     fn train(&mut self, events: &Receiver<Event>) -> Result<(), Failure> {
-        while !self.is_complete() {
-            match events.recv_timeout(TICK.min(HEARTBEAT)) {
+        loop {
+            match events.recv_timeout(TICK) {
                 Ok(event) => self.handle(event),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => unreachable!("the acceptor holds a sender"),
@@ -167,8 +273,14 @@ impl Coordinator {
             if let Some(failure) = self.status.failure() {
                 return Err(failure);
             }
+            if self.have_finished() {
+                self.compare_models()?;
+                if self.model.is_some() {
+                    return Ok(());
+                }
+                self.ask_for_the_model();
+            }
         }
-        self.compare_models()
     }
 
     fn handle(&mut self, event: Event) {
@@ -180,35 +292,42 @@ impl Coordinator {
             }
             Event::Connected {
                 source: Source { speaker: Speaker::Replica(replica), connection: number },
+                incarnation,
                 connection,
                 heard,
             } => {
-                self.welcome(replica, Member { connection, number, heard, finished: None, dismissed: false });
+                self.welcome(replica, incarnation, number, connection, heard);
             }
-            // Of a connection that was refused.
+            // Of a connection that was refused, or replaced.
             Event::Said { source, .. } | Event::Gone { source, .. } if !self.knows(source) => {}
-            Event::Said { source: Source { speaker: Speaker::Caller, .. }, message: ToCoordinator::Stop, .. } => {
-                self.status.stop();
-            }
-            Event::Said { source: Source { speaker: Speaker::Caller, .. }, .. } => {}
-            Event::Said { source: Source { speaker: Speaker::Replica(replica), .. }, message, model } => {
-                self.listen(replica, message, model);
+            Event::Said { source: Source { speaker: Speaker::Caller, .. }, message, .. } => match message.message {
+                ToCoordinator::Stop => self.status.stop(),
+                ToCoordinator::Ended(replica) => self.process_ended(replica),
+                _ => {}
+            },
+            Event::Said { source: Source { speaker: Speaker::Replica(replica), .. }, message, files } => {
+                self.listen(replica, message, files);
             }
             Event::Gone { source: Source { speaker: Speaker::Caller, .. }, .. } => self.caller = None,
             Event::Gone { source: Source { speaker: Speaker::Replica(replica), .. }, why } => {
-                let kind = match why {
-                    ConnectionError::Protocol(_) => FailureKind::Protocol,
-                    _ => FailureKind::Lost,
-                };
-                let ended = self.members.get(&replica).is_none_or(|member| member.dismissed);
-                if !ended {
-                    self.fail(replica, kind, "its connection ended without a goodbye".to_owned());
+                let Some(member) = self.members.get_mut(&replica) else { return };
+                member.connection = None;
+                if member.dismissed {
+                    return;
+                }
+                if let ConnectionError::Protocol(what) = why {
+                    return self.fail(replica, FailureKind::Protocol, what);
+                }
+                // It may come back; until then it is neither here nor lost.
+                member.absent.get_or_insert_with(Instant::now);
+                if member.process_ended {
+                    self.lose(replica, PROCESS_ENDED.to_owned());
                 }
             }
         }
     }
 
-    /// Whether this is the connection that its speaker was welcomed on.
+    /// Whether this is the connection that its speaker was welcomed on last.
     fn knows(&self, source: Source) -> bool {
         let welcomed = match source.speaker {
             Speaker::Caller => self.caller.as_ref().map(|(number, _)| *number),
@@ -222,16 +341,157 @@ impl Coordinator {
         self.status.fail(Failure { replica, kind, message, round });
     }
 
-    fn welcome(&mut self, replica: Replica, mut member: Member) {
-        if self.members.contains_key(&replica) {
-            let reason = format!("{replica} is already part of this run");
-            let _ = member.connection.send(&FromCoordinator::Refused { reason });
+    fn welcome(
+        &mut self,
+        replica: Replica,
+        incarnation: Incarnation,
+        number: u64,
+        mut connection: Connection,
+        heard: Heard,
+    ) {
+        let known = self.members.get(&replica);
+        let returns = known.is_some_and(|member| member.incarnation == incarnation && member.lost.is_none());
+        let rejoins = known.is_some_and(|member| member.lost.is_some_and(|lost| !lost.for_good));
+        if known.is_some() && !returns && !rejoins {
+            let reason = match known.is_some_and(|member| member.incarnation == incarnation) {
+                true => format!("{replica} was silent for too long and counts as lost; the run goes on without it"),
+                false => format!("{replica} is already part of this run"),
+            };
+            let _ = connection.send(&FromCoordinator::Refused { reason });
+            // What it says from now on is nobody's word.
             return;
         }
-        // A connection that broke at once is noticed by its reader.
-        let _ = member.connection.send(&FromCoordinator::Welcome { position: self.position });
-        self.members.insert(replica, member);
+        if rejoins && known.is_some_and(|member| member.incarnation == incarnation) {
+            // It was only slow. What it missed it can be told, but its rank may be given away at any moment.
+            let reason = format!("{replica} was silent for too long, and another process takes its place");
+            let _ = connection.send(&FromCoordinator::Refused { reason });
+            return;
+        }
+        let member = self.members.entry(replica).or_insert_with(|| Member::new(incarnation));
+        if rejoins {
+            let restarts = member.restarts + 1;
+            let (pace, progress) = (member.pace, member.progress);
+            *member = Member { restarts, pace, progress, restarted: Some(Instant::now()), ..Member::new(incarnation) };
+        }
+        if let Some(old) = member.connection.take() {
+            old.shutdown();
+        }
+        (member.number, member.heard, member.absent) = (number, heard, None);
+        // A connection that breaks at once is noticed by its reader.
+        let _ = connection.send(&FromCoordinator::Welcome { position: self.position, heard: member.last_message });
+        member.connection = Some(connection);
+        if returns {
+            self.say_again(replica);
+            return;
+        }
+        if rejoins {
+            self.complete_gathers();
+        }
+        self.send_roll();
+        self.say_again(replica);
         self.tell_caller(FromCoordinator::Joined(replica));
+    }
+
+    /// Repeats to a replica whose connection is new what it may have missed.
+    fn say_again(&mut self, replica: Replica) {
+        let roll = self.roll();
+        let gathered = self.gathers.iter().filter(|(_, gather)| gather.is_complete());
+        let mut again: Vec<_> = gathered.map(|(key, gather)| gathered_message(*key, gather)).collect();
+        again.push(FromCoordinator::Roll(roll));
+        if self.bringer == Some(replica) && self.model.is_none() {
+            again.push(FromCoordinator::Bring);
+        }
+        let Some(member) = self.members.get_mut(&replica) else { return };
+        if member.dismissed {
+            again.push(match self.status.failure() {
+                Some(failure) => FromCoordinator::RunFailed(failure),
+                None => FromCoordinator::Released,
+            });
+        }
+        for message in again {
+            let _ = member.tell(&message);
+        }
+    }
+
+    fn roll(&self) -> Vec<Seat> {
+        let seat = |rank| match self.members.get(&Replica::worker(rank)) {
+            None => Seat::default(),
+            Some(member) => Seat {
+                incarnation: member.lost.is_none().then_some(member.incarnation),
+                state: match &member.finished {
+                    Some(finished) => SeatState::Finished { rounds: finished.rounds },
+                    None if member.is_lost_for_good() => SeatState::Lost,
+                    None => SeatState::Training,
+                },
+            },
+        };
+        (0..self.topology.workers.get()).map(seat).collect()
+    }
+
+    /// Tells those who own parameters who the workers are.
+    fn send_roll(&mut self) {
+        let roll = FromCoordinator::Roll(self.roll());
+        for server in self.topology.servers() {
+            if let Some(member) = self.members.get_mut(&server) {
+                let _ = member.tell(&roll);
+            }
+        }
+    }
+
+    /// The caller saw a replica's process end, so its connection will not come back once it has ended too.
+    fn process_ended(&mut self, replica: Replica) {
+        if let Some(member) = self.members.get_mut(&replica) {
+            member.process_ended = true;
+            if member.absent.is_some() {
+                self.lose(replica, PROCESS_ENDED.to_owned());
+            }
+        }
+    }
+
+    /// A replica is lost: the run fails, is held, or goes on without it.
+    fn lose(&mut self, replica: Replica, reason: String) {
+        let Some(member) = self.members.get_mut(&replica) else { return };
+        let is_lone_worker = replica.role == Role::Worker && !self.topology.is_serverless();
+        let held = !self.rejoin.is_zero();
+        let once = member.restarted.is_none_or(|restarted| restarted.elapsed() > self.rejoin);
+        let has_finished = member.finished.is_some();
+        let others = self.topology.worker_count() > 1;
+        let goes_on =
+            is_lone_worker && (has_finished || (held && once) || (!self.mode.is_sync() && self.training && others));
+        if !goes_on {
+            let reason = match held && is_lone_worker {
+                true => format!("{reason}, again within {} of its restart", seconds(self.rejoin)),
+                false => reason,
+            };
+            return self.fail(replica, FailureKind::Lost, reason);
+        }
+        if let Some(connection) = member.connection.take() {
+            // If it is only frozen, it must not disturb the run when it wakes up.
+            connection.shutdown();
+        }
+        let for_good = has_finished || !(held && once);
+        member.lost = Some(Lost { since: Instant::now(), for_good });
+        member.absent = None;
+        if self.bringer == Some(replica) {
+            self.bringer = None;
+        }
+        self.send_roll();
+        if !has_finished {
+            self.tell_caller(FromCoordinator::Lost { replica, reason, rejoin: !for_good });
+        }
+        if for_good {
+            self.go_on_without(replica);
+        }
+    }
+
+    fn go_on_without(&mut self, replica: Replica) {
+        for metric in self.merger.gone(replica.rank) {
+            self.tell_caller(FromCoordinator::Metric(metric));
+        }
+        self.complete_gathers();
+        if self.workers().all(|(_, member)| member.is_lost_for_good()) {
+            self.fail(replica, FailureKind::Lost, "no worker is left".to_owned());
+        }
     }
 
     fn welcome_caller(&mut self, number: u64, mut connection: Connection) {
@@ -240,7 +500,7 @@ impl Coordinator {
             let _ = connection.send(&FromCoordinator::Refused { reason });
             return;
         }
-        let _ = connection.send(&FromCoordinator::Welcome { position: self.position });
+        let _ = connection.send(&FromCoordinator::Welcome { position: self.position, heard: 0 });
         self.caller = Some((number, connection));
         for message in std::mem::take(&mut self.backlog) {
             self.tell_caller(message);
@@ -263,19 +523,35 @@ impl Coordinator {
         self.backlog.push_back(message);
     }
 
-    fn listen(&mut self, replica: Replica, message: ToCoordinator, model: Option<Vec<u8>>) {
+    fn listen(&mut self, replica: Replica, Numbered { number, message }: Numbered, files: Option<ModelFiles>) {
+        let Some(member) = self.members.get_mut(&replica) else { return };
+        if number <= member.last_message {
+            // It was heard before the connection broke.
+            return;
+        }
+        if number != member.last_message + 1 {
+            let what = format!("message {number} after message {}", member.last_message);
+            return self.fail(replica, FailureKind::Protocol, what);
+        }
+        member.last_message = number;
+        if number % CONFIRM_EVERY == 0 {
+            let _ = member.tell(&FromCoordinator::Heard { number });
+        }
         match message {
             ToCoordinator::Report(report) => self.report(replica, report),
-            ToCoordinator::Gather { sequence, part } => self.gather(replica, sequence, part),
-            ToCoordinator::Failed(failure) => drop(self.status.fail(failure)),
+            ToCoordinator::Gather { key, part } => self.gather(replica, key, part),
+            ToCoordinator::Failed(failure) => _ = self.status.fail(failure),
             ToCoordinator::Finished(finished) if replica.role == Role::Worker => {
                 self.first_finished.get_or_insert_with(Instant::now);
-                self.model = model.or(self.model.take());
-                if let Some(member) = self.members.get_mut(&replica) {
-                    member.finished = Some(finished);
-                }
+                member.finished = Some(finished);
+                self.send_roll();
             }
-            ToCoordinator::Finished(_) | ToCoordinator::Stop | ToCoordinator::Acknowledged => {
+            ToCoordinator::Model if self.bringer == Some(replica) => self.model = files,
+            ToCoordinator::Finished(_)
+            | ToCoordinator::Model
+            | ToCoordinator::Stop
+            | ToCoordinator::Ended(_)
+            | ToCoordinator::Acknowledged => {
                 self.fail(replica, FailureKind::Protocol, "a message that it must not send".to_owned());
             }
         }
@@ -285,7 +561,10 @@ impl Coordinator {
         if replica.role != Role::Worker {
             return;
         }
+        let Some(member) = self.members.get_mut(&replica) else { return };
+        member.pace = report.pace.unwrap_or(member.pace);
         if let Some(progress) = report.progress {
+            member.progress = Some(progress);
             if !std::mem::replace(&mut self.training, true) {
                 self.tell_caller(FromCoordinator::Training);
             }
@@ -307,32 +586,74 @@ impl Coordinator {
         }
     }
 
-    fn gather(&mut self, replica: Replica, sequence: u64, part: Vec<u8>) {
-        if replica.role != Role::Worker {
+    fn gather(&mut self, replica: Replica, key: CollectiveKey, part: Vec<u8>) {
+        let servers = key.group == Group::Servers;
+        let index = match servers {
+            true => self.topology.servers().position(|server| server == replica),
+            false => (replica.role == Role::Worker).then(|| replica.rank.index()),
+        };
+        let Some(index) = index else {
+            return self.fail(replica, FailureKind::Protocol, "a collective that it has no part in".to_owned());
+        };
+        if !self.gathers.contains_key(&key) && self.gathers.len() >= REMEMBERED_GATHERS {
+            // What came before training is asked for again by every worker that is started again.
+            let mut complete = self.gathers.iter().filter(|(_, gather)| gather.is_complete()).map(|(key, _)| *key);
+            let oldest = complete.clone().find(|key| key.round > 0).or_else(|| complete.next());
+            let Some(oldest) = oldest else {
+                let message = format!("a collective while {REMEMBERED_GATHERS} others are open");
+                return self.fail(replica, FailureKind::Protocol, message);
+            };
+            self.gathers.remove(&oldest);
+        }
+        let count = if servers { self.topology.server_count() } else { self.topology.worker_count() };
+        let gather = self.gathers.entry(key).or_insert_with(|| Gather {
+            answered: None,
+            parts: vec![None; count],
+            since: Instant::now(),
+        });
+        if gather.is_complete() {
+            // It was started again and asks a second time.
+            let answer = gathered_message(key, gather);
+            if let Some(member) = self.members.get_mut(&replica) {
+                let _ = member.tell(&answer);
+            }
             return;
         }
-        if !self.gathers.contains_key(&sequence) && self.gathers.len() >= OPEN_GATHERS {
-            let message = format!("collective {sequence} while {OPEN_GATHERS} others are open");
-            return self.fail(replica, FailureKind::Protocol, message);
+        gather.parts[index] = Some(Some(part.into()));
+        self.complete_gathers();
+    }
+
+    /// Answers the collectives that miss only parts that nobody can bring.
+    fn complete_gathers(&mut self) {
+        let members = &self.members;
+        let gone = |rank: usize, group: Group| {
+            members.get(&Replica::worker(rank as u32)).is_some_and(|member| match group {
+                // One that was started again has no state of its own; if the others are here, it is past this step.
+                Group::State => member.is_lost_for_good() || member.restarts > 0,
+                Group::User => member.is_lost_for_good(),
+                Group::Servers => false,
+            })
+        };
+        let mut answers = Vec::new();
+        for (key, gather) in self.gathers.iter_mut().filter(|(_, gather)| !gather.is_complete()) {
+            if gather.parts.iter().enumerate().all(|(rank, part)| part.is_some() || gone(rank, key.group)) {
+                gather.parts.iter_mut().for_each(|part| _ = part.get_or_insert(None));
+                gather.answered = Some(self.status.is_stopping());
+                answers.push((key.group, gathered_message(*key, gather)));
+            }
         }
-        let workers = self.topology.worker_count();
-        let gather = self
-            .gathers
-            .entry(sequence)
-            .or_insert_with(|| Gather { parts: vec![None; workers], since: Instant::now() });
-        gather.parts[replica.rank.index()] = Some(part);
-        if gather.parts.iter().all(Option::is_some) {
-            let gather = self.gathers.remove(&sequence).expect("looked at just now");
-            let parts = gather.parts.into_iter().flatten().map(Into::into).collect();
-            let answer = FromCoordinator::Gathered { sequence, parts };
+        for (group, answer) in answers {
+            let takes_part = |replica: &Replica| match group {
+                Group::Servers => self.topology.servers().any(|server| server == *replica),
+                Group::State | Group::User => replica.role == Role::Worker,
+            };
             let mut too_long = None;
-            for (_, worker) in self.members.iter_mut().filter(|(member, _)| member.role == Role::Worker) {
-                // A broken connection is noticed by its reader.
-                if let Err(ConnectionError::Protocol(reason)) = worker.connection.send(&answer) {
-                    too_long = Some(reason);
+            for (replica, member) in self.members.iter_mut().filter(|(replica, _)| takes_part(replica)) {
+                if let Err(ConnectionError::Protocol(reason)) = member.tell(&answer) {
+                    too_long = Some((*replica, reason));
                 }
             }
-            if let Some(reason) = too_long {
+            if let Some((replica, reason)) = too_long {
                 let message = format!("the workers' numbers in one `sum` or state are too many: {reason}");
                 self.fail(replica, FailureKind::Configuration, message);
             }
@@ -354,22 +675,78 @@ impl Coordinator {
             // This process itself was kept from working, perhaps with the whole machine: what was sent meanwhile is still unread.
             self.members.values().for_each(|member| member.heard.renew());
         }
-        let present = self.members.iter().filter(|(_, member)| !member.dismissed);
-        let longest = present.max_by_key(|(_, member)| member.heard.ago());
-        if let Some((&replica, _)) = longest.filter(|(_, member)| member.heard.ago() > LEASE) {
-            let message = format!("nothing was heard of it for {} (frozen, or its machine is)", seconds(LEASE));
-            return self.fail(replica, FailureKind::Lost, message);
+        let judged = |member: &Member| !member.dismissed && member.lost.is_none();
+        let present = self.members.iter().filter(|(_, member)| judged(member));
+        let late = present.filter_map(|(replica, member)| match member.absent {
+            Some(since) if since.elapsed() > RECONNECT => {
+                Some((*replica, format!("its connection broke and did not come back within {}", seconds(RECONNECT))))
+            }
+            None if member.heard.ago() > LEASE => {
+                Some((*replica, format!("nothing was heard of it for {} (frozen, or its machine is)", seconds(LEASE))))
+            }
+            _ => None,
+        });
+        for (replica, reason) in late.collect::<Vec<_>>() {
+            self.lose(replica, reason);
         }
-        let overdue = self.gathers.values().find(|gather| gather.since.elapsed() > ROUND);
+        self.give_up_rejoins();
+        self.check_collectives();
+        self.name_slow_workers();
+    }
+
+    /// Ends the wait for lost workers that were not started again in time.
+    fn give_up_rejoins(&mut self) {
+        let overdue =
+            |member: &&mut Member| member.lost.is_some_and(|lost| !lost.for_good && lost.since.elapsed() > self.rejoin);
+        let overdue: Vec<Replica> =
+            self.members.iter_mut().filter_map(|(replica, member)| overdue(&member).then_some(*replica)).collect();
+        for replica in overdue {
+            if self.mode.is_sync() || !self.training {
+                let message = format!("it was lost and nobody took its place within {}", seconds(self.rejoin));
+                self.fail(replica, FailureKind::Lost, message);
+            } else if let Some(lost) = self.members.get_mut(&replica).and_then(|member| member.lost.as_mut()) {
+                lost.for_good = true;
+                self.send_roll();
+                let reason = format!("nobody took its place within {}", seconds(self.rejoin));
+                self.tell_caller(FromCoordinator::Lost { replica, reason, rejoin: false });
+                self.go_on_without(replica);
+            }
+        }
+    }
+
+    fn check_collectives(&mut self) {
+        let limit = ROUND + self.rejoin;
+        let overdue = self.gathers.values().find(|gather| !gather.is_complete() && gather.since.elapsed() > limit);
         if let Some(rank) = overdue.and_then(|gather| gather.parts.iter().position(Option::is_none)) {
-            let message = format!("the others waited {} for its part of `evaluate` or `sum`", seconds(ROUND));
+            let message = format!("the others waited {} for its part of `evaluate` or `sum`", seconds(limit));
             return self.fail(Replica::worker(rank as u32), FailureKind::Timeout, message);
         }
-        if self.first_finished.is_some_and(|since| since.elapsed() > ROUND) {
-            let late = self.workers().find(|(_, member)| member.finished.is_none()).map(|(replica, _)| *replica);
-            if let Some(replica) = late {
-                let message = format!("it did not return from `train` within {} of the first worker", seconds(ROUND));
+        if self.first_finished.is_some_and(|since| since.elapsed() > limit) {
+            let late = self.workers().find(|(_, member)| !member.is_done()).map(|(replica, _)| *replica);
+            if let Some(replica) = late.or(self.bringer) {
+                let message = format!("it did not return from `train` within {} of the first worker", seconds(limit));
                 self.fail(replica, FailureKind::Timeout, message);
+            }
+        }
+    }
+
+    /// Names a worker that takes more than twice as long for a step as the others, while it does.
+    fn name_slow_workers(&mut self) {
+        let paces: Vec<(Replica, Pace)> = self.workers().map(|(replica, member)| (*replica, member.pace)).collect();
+        if paces.len() < 2 || paces.iter().any(|(_, pace)| pace.steps < STEPS_BEFORE_SLOW) {
+            return;
+        }
+        for (replica, pace) in &paces {
+            let mut others: Vec<f64> =
+                paces.iter().filter(|(other, _)| other != replica).map(|(_, pace)| pace.recent_step_seconds).collect();
+            others.sort_by(f64::total_cmp);
+            let others_seconds = others[others.len() / 2];
+            let Some(member) = self.members.get_mut(replica) else { continue };
+            let was_named = member.called_slow.is_some_and(|named| named.elapsed() < SLOW_AGAIN);
+            if pace.recent_step_seconds > 2.0 * others_seconds && !was_named && !member.is_done() {
+                member.called_slow = Some(Instant::now());
+                let step_seconds = pace.recent_step_seconds;
+                self.tell_caller(FromCoordinator::Slow { rank: replica.rank, step_seconds, others_seconds });
             }
         }
     }
@@ -378,12 +755,15 @@ impl Coordinator {
         self.members.iter().filter(|(replica, _)| replica.role == Role::Worker)
     }
 
-    fn is_complete(&self) -> bool {
-        self.members.len() == self.topology.replicas().count()
-            && self.workers().all(|(_, member)| member.finished.is_some())
+    /// Whether all replicas are there and no worker trains any more.
+    fn have_finished(&self) -> bool {
+        self.members.len() == self.topology.replicas().count() && self.workers().all(|(_, member)| member.is_done())
     }
 
     fn compare_models(&self) -> Result<(), Failure> {
+        if !self.mode.is_sync() {
+            return Ok(());
+        }
         let finished = |(replica, member): (&Replica, &Member)| Some((*replica, member.finished.clone()?));
         let mut all = self.workers().filter_map(finished);
         let Some((_, first)) = all.next() else { return Ok(()) };
@@ -406,29 +786,71 @@ impl Coordinator {
         Ok(())
     }
 
-    /// Releases the replicas and gives the result to the caller.
+    /// Asks the first worker that is there for its model; all have the same, or the servers'.
+    fn ask_for_the_model(&mut self) {
+        if self.bringer.is_some() {
+            return;
+        }
+        let there = self.workers().find(|(_, member)| member.finished.is_some() && member.lost.is_none());
+        let Some(replica) = there.map(|(replica, _)| *replica) else {
+            let replica = Replica::worker(0);
+            return self.fail(replica, FailureKind::Lost, "no worker is left to bring the model".to_owned());
+        };
+        self.bringer = Some(replica);
+        let member = self.members.get_mut(&replica).expect("found just now");
+        let _ = member.tell(&FromCoordinator::Bring);
+    }
+
+    /// How every worker ended, for the caller.
+    fn worker_ends(&self) -> Vec<WorkerEnd> {
+        let end = |rank| {
+            let Some(member) = self.members.get(&Replica::worker(rank)) else { return WorkerEnd::default() };
+            let (pace, restarts) = (member.pace, member.restarts);
+            WorkerEnd { pace, dropped_examples: self.dropped_examples(member), restarts }
+        };
+        (0..self.topology.workers.get()).map(end).collect()
+    }
+
+    /// Examples that a worker that is lost for good would still have trained on, as far as those who stayed tell.
+    fn dropped_examples(&self, member: &Member) -> u64 {
+        if !member.is_lost_for_good() || member.finished.is_some() {
+            return 0;
+        }
+        let of_others = self.workers().filter(|(_, other)| !other.is_lost_for_good());
+        let most = of_others.filter_map(|(_, other)| other.progress).map(|progress| progress.examples).max();
+        most.unwrap_or(0).saturating_sub(member.progress.map_or(0, |progress| progress.examples))
+    }
+
+    /// Releases the replicas and keeps the result until the caller has it.
     fn hand_over(&mut self, events: &Receiver<Event>) {
         for metric in self.merger.finish() {
             self.tell_caller(FromCoordinator::Metric(metric));
         }
+        let ends = self.worker_ends();
+        self.tell_caller(FromCoordinator::Workers(ends));
         for member in self.members.values_mut() {
             member.dismissed = true;
-            let _ = member.connection.send(&FromCoordinator::Released);
+            let _ = member.tell(&FromCoordinator::Released);
         }
-        let rounds = self.workers().find_map(|(_, member)| Some(member.finished.as_ref()?.rounds)).unwrap_or(0);
-        self.tell_caller(FromCoordinator::Complete { rounds, stopped: self.status.is_stopping() });
-        let model = self.model.take().unwrap_or_default();
-        let mut sent = false;
+        let rounds = self.workers().filter_map(|(_, member)| Some(member.finished.as_ref()?.rounds)).max().unwrap_or(0);
+        let complete = FromCoordinator::Complete { rounds, stopped: self.status.is_stopping() };
+        let files = self.model.take().expect("the run is complete");
         let deadline = Instant::now() + KEEP_RESULT;
+        // To every caller that comes, since one that goes without a word of thanks may not have it.
+        let mut given = None;
         loop {
-            if let Some((_, caller)) = &mut self.caller
-                && !std::mem::replace(&mut sent, true)
+            if let Some((number, caller)) = &mut self.caller
+                && given.replace(*number) != Some(*number)
             {
-                let _ = caller.send_frame(Kind::Model, &model);
+                let sent = caller.send(&complete).and_then(|()| caller.send_frame(Kind::Model, &files.model));
+                if sent.and_then(|()| caller.send_frame(Kind::Tensors, &files.tensors)).is_err() {
+                    caller.shutdown();
+                    self.caller = None;
+                }
             }
-            match self.next_after_the_end(events, deadline) {
+            match Self::next_after_the_end(events, deadline) {
                 None => return,
-                Some(event) if self.is_farewell(&event) => return,
+                Some(event) if self.is_thanked(&event) => return,
                 Some(event) => self.handle(event),
             }
         }
@@ -439,38 +861,45 @@ impl Coordinator {
         for metric in self.merger.finish() {
             self.tell_caller(FromCoordinator::Metric(metric));
         }
+        let ends = self.worker_ends();
+        self.tell_caller(FromCoordinator::Workers(ends));
         self.tell_caller(FromCoordinator::RunFailed(failure.clone()));
+        self.backlog.retain(|message| !matches!(message, FromCoordinator::RunFailed(_)));
         for member in self.members.values_mut() {
             member.dismissed = true;
-            let _ = member.connection.send(&FromCoordinator::RunFailed(failure.clone()));
+            let _ = member.tell(&FromCoordinator::RunFailed(failure.clone()));
         }
         let deadline = Instant::now() + FAREWELL;
-        loop {
-            match self.next_after_the_end(events, deadline) {
-                None => return,
-                Some(event) if self.is_farewell(&event) => return,
-                Some(Event::Connected {
-                    source: Source { speaker: Speaker::Replica(_), .. }, mut connection, ..
-                }) => {
+        let mut told = self.caller.as_ref().map(|(number, _)| *number);
+        while let Some(event) = Self::next_after_the_end(events, deadline) {
+            match event {
+                event if self.is_thanked(&event) => return,
+                Event::Connected { source: Source { speaker: Speaker::Replica(_), .. }, mut connection, .. } => {
                     let _ = connection.send(&FromCoordinator::RunFailed(failure.clone()));
                 }
-                Some(event @ Event::Connected { .. }) => self.handle(event),
-                Some(_) => {}
+                event => self.handle(event),
+            }
+            // A caller that comes back may have missed it.
+            if let Some((number, caller)) = &mut self.caller
+                && told.replace(*number) != Some(*number)
+            {
+                let _ = caller.send(&FromCoordinator::RunFailed(failure.clone()));
             }
         }
     }
 
-    /// Whether the caller has what it came for, or does not want it any more.
-    fn is_farewell(&self, event: &Event) -> bool {
-        match event {
-            Event::Said { source, message: ToCoordinator::Acknowledged, .. } | Event::Gone { source, .. } => {
-                source.speaker == Speaker::Caller && self.knows(*source)
-            }
-            _ => false,
-        }
+    /// Whether the caller says that it has what it came for.
+    fn is_thanked(&self, event: &Event) -> bool {
+        matches!(event, Event::Said { source, message: Numbered { message: ToCoordinator::Acknowledged, .. }, .. }
+            if source.speaker == Speaker::Caller && self.knows(*source))
     }
 
-    fn next_after_the_end(&self, events: &Receiver<Event>, deadline: Instant) -> Option<Event> {
-        events.recv_timeout(deadline.saturating_duration_since(Instant::now()).max(Duration::ZERO)).ok()
+    fn next_after_the_end(events: &Receiver<Event>, deadline: Instant) -> Option<Event> {
+        events.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
     }
+}
+
+fn gathered_message(key: CollectiveKey, gather: &Gather) -> FromCoordinator {
+    let parts = gather.parts.iter().map(|part| part.clone().flatten()).collect();
+    FromCoordinator::Gathered { key, parts, stopping: gather.answered.unwrap_or(false) }
 }

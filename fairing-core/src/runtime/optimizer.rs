@@ -301,8 +301,12 @@ struct Piece {
     range: Range<usize>,
     /// Rounds in which the tensor had a gradient. burn counts per tensor, and Adam's bias correction depends on it.
     steps: i32,
-    /// What to do in the current round; `None` if the tensor has no gradient in it.
-    step: Option<Step>,
+}
+
+/// What to do in one round, per piece; `None` if the tensor has no gradient in it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Round {
+    steps: Vec<Option<Step>>,
 }
 
 impl ShardOptimizer {
@@ -324,7 +328,7 @@ impl ShardOptimizer {
         };
         Self {
             optimizer,
-            pieces: tensors.into_iter().map(|range| Piece { range, steps: 0, step: None }).collect(),
+            pieces: tensors.into_iter().map(|range| Piece { range, steps: 0 }).collect(),
             first: vec![0.0; first],
             second: vec![0.0; second],
         }
@@ -339,12 +343,13 @@ impl ShardOptimizer {
     /// # Panics
     ///
     /// If `present` has another length.
-    pub(crate) fn begin_round(&mut self, present: &[bool], learning_rate: f64) {
+    pub(crate) fn begin_round(&mut self, present: &[bool], learning_rate: f64) -> Round {
         assert_eq!(present.len(), self.pieces.len(), "presence bits of another layout");
-        for (piece, &present) in self.pieces.iter_mut().zip(present) {
+        let step = |(piece, &present): (&mut Piece, &bool)| {
             piece.steps += i32::from(present);
-            piece.step = present.then(|| Step::new(&self.optimizer, piece.steps, learning_rate));
-        }
+            present.then(|| Step::new(&self.optimizer, piece.steps, learning_rate))
+        };
+        Round { steps: self.pieces.iter_mut().zip(present).map(step).collect() }
     }
 
     /// Updates the part `range` of the shard; in each round every element belongs to exactly one call.
@@ -358,12 +363,13 @@ impl ShardOptimizer {
     /// # Panics
     ///
     /// If a slice has another length, or `range` reaches beyond the shard.
-    pub(crate) fn apply(&mut self, range: Range<usize>, parameters: &mut [f32], gradient: &[f32]) {
+    pub(crate) fn apply(&mut self, round: &Round, range: Range<usize>, parameters: &mut [f32], gradient: &[f32]) {
         assert_eq!((parameters.len(), gradient.len()), (range.len(), range.len()), "slices of another range");
         assert!(range.end <= self.pieces.last().map_or(0, |piece| piece.range.end), "{range:?} is beyond the shard");
         let from = self.pieces.partition_point(|piece| piece.range.end <= range.start);
-        for piece in self.pieces[from..].iter().take_while(|piece| piece.range.start < range.end) {
-            let Some(step) = &piece.step else { continue };
+        let pieces = self.pieces[from..].iter().zip(&round.steps[from..]);
+        for (piece, step) in pieces.take_while(|(piece, _)| piece.range.start < range.end) {
+            let Some(step) = step else { continue };
             let part = piece.range.start.max(range.start)..piece.range.end.min(range.end);
             let chunk = part.start - range.start..part.end - range.start;
             let (first, second) = (self.first.get_mut(part.clone()), self.second.get_mut(part));
@@ -526,8 +532,8 @@ mod tests {
     fn sgd_steps_against_the_gradient() {
         let mut optimizer = ShardOptimizer::new(Sgd::new().into(), vec![0..1, 1..3]);
         let mut parameters = [1.0, 2.0, 3.0];
-        optimizer.begin_round(&[false, true], 0.5);
-        optimizer.apply(0..3, &mut parameters, &[1.0, 1.0, 2.0]);
+        let round = optimizer.begin_round(&[false, true], 0.5);
+        optimizer.apply(&round, 0..3, &mut parameters, &[1.0, 1.0, 2.0]);
         assert_eq!(parameters, [1.0, 1.5, 2.0]);
     }
 
@@ -538,8 +544,8 @@ mod tests {
                 let mut shard = ShardOptimizer::new(optimizer, vec![0..1, 1..2]);
                 let mut parameters = [1.0, -2.0];
                 for &present in rounds {
-                    shard.begin_round(&[present; 2], 0.1);
-                    shard.apply(0..2, &mut parameters, &[0.5, 0.25]);
+                    let round = shard.begin_round(&[present; 2], 0.1);
+                    shard.apply(&round, 0..2, &mut parameters, &[0.5, 0.25]);
                 }
                 parameters
             };
@@ -583,7 +589,7 @@ mod tests {
             let mut shard = ShardOptimizer::new(optimizer, pieces);
             for round in 0..ROUNDS {
                 let bits: Vec<bool> = members.iter().map(|tensor| present[tensor * ROUNDS + round]).collect();
-                shard.begin_round(&bits, 0.01);
+                let round_of_shard = shard.begin_round(&bits, 0.01);
                 let mut borders: Vec<usize> = cuts.iter().map(|cut| cut % (range.len() + 1)).collect();
                 borders.extend([0, range.len()]);
                 borders.sort_unstable();
@@ -591,7 +597,7 @@ mod tests {
                     let (from, to) = (border[0], border[1]);
                     let flat = range.start + from..range.start + to;
                     let gradient: Vec<f32> = flat.clone().map(|element| noise(element, round + 1)).collect();
-                    shard.apply(from..to, &mut parameters[flat], &gradient);
+                    shard.apply(&round_of_shard, from..to, &mut parameters[flat], &gradient);
                 }
             }
         }

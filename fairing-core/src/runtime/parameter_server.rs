@@ -1,25 +1,31 @@
-//! One parameter server: owns a range of the flat vector, averages what the workers push, applies the optimizer.
+//! One parameter server: owns a range of the flat vector, takes what the workers push, applies the optimizer.
 //!
-//! Each worker has a connection and a thread of its own here. Gradients arrive in chunks; whoever completes a chunk adds
-//! it up **in rank order** and applies the optimizer to it, while the next chunk is on its way. So the answer does not
-//! depend on the order of arrival, and a server holds a few chunks per worker, never whole gradients. When the last
-//! chunk is applied, the round is committed and every thread sends its worker the new parameters.
+//! Each worker has a connection and a thread of its own here; a worker that hosts the server itself calls its [`Session`]
+//! directly. Gradients arrive in chunks. In sync mode whoever completes a chunk adds it up **in rank order** and applies the
+//! optimizer to it, while the next chunk is on its way. So the answer does not depend on the order of arrival, and a server
+//! holds a few chunks per worker, never whole gradients. When the last chunk is applied, the round is committed and every
+//! worker gets the new parameters. In async mode a chunk is applied when it arrives.
+//!
+//! A push is named by rank, incarnation and round. A connection that breaks is no failure here: its worker comes back and
+//! pushes again, and what had arrived is skipped. Who is lost is for the coordinator to say.
 
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use super::layout::{Layout, TensorSpec};
-use super::optimizer::{Optimizer, ShardOptimizer};
+use super::optimizer::{Optimizer, Round, ShardOptimizer};
 use super::shard::shard;
 use super::status::RunStatus;
 use crate::protocol::connection::{Connection, ConnectionError};
-use crate::protocol::deadline::{HEARTBEAT, JOIN, ROUND, STALL, TICK};
+use crate::protocol::deadline::{HELLO, JOIN, ROUND, STALL, TICK};
 use crate::protocol::failure::{Failure, FailureKind};
 use crate::protocol::frame::{Header, Kind, PushHead, bit};
-use crate::topology::{Rank, Replica, Role, Topology};
+use crate::protocol::message::{Incarnation, Position, SeatState};
+use crate::topology::{Mode, Placement, Rank, Replica, Role};
 
 /// Values per chunk: 256 KiB stay in the second-level cache while they are added and applied.
 pub(crate) const CHUNK: usize = 64 << 10;
@@ -30,31 +36,67 @@ const MOST_PARAMETERS: usize = 1 << 36;
 /// Chunks that a worker may be ahead of the slowest one within a round; bounds the memory of a server.
 const CHUNKS_AHEAD: usize = 4;
 
-/// What a worker tells a server when it joins the model. Rank 0's parameters follow, and at server 0 its frozen ones.
+/// What a worker tells a server when it joins the model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Join {
     pub(crate) layout: Layout,
     pub(crate) optimizer: Optimizer,
 }
 
+/// What a worker says to a server, apart from gradients.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) enum ToServer {
+    /// The first word of a worker's life.
+    Join(Join),
+    /// The first word on a connection that replaces a broken one, after [`Joined`].
+    Resume { server: Incarnation },
+    /// The parameters at the beginning of `round` are wanted, and at server 0 what is not trained.
+    Fetch { round: u64 },
+}
+
 /// What a server says to a worker, apart from parameters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum FromServer {
-    /// Everyone has joined; parameters (and at server 0, frozen ones) follow.
-    Joined,
+    /// The join is noted. With `initial`, rank 0's parameters must follow, and at server 0 what is not trained.
+    Seated { initial: bool },
+    /// Everyone has joined.
+    Joined(Joined),
+    /// The connection takes the place of the broken one.
+    Resumed,
+    /// The connection is of no use: another process holds this rank, or this server is not the one that was joined.
+    Refused { reason: String },
     /// The run has failed.
     RunFailed(Failure),
 }
 
+/// Where a worker that joins begins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Joined {
+    pub(crate) server: Incarnation,
+    /// The round that this server waits for.
+    pub(crate) round: u64,
+    /// Where the rank stands in its loops at the beginning of this round and, if known, of the one before or after.
+    pub(crate) positions: Vec<Position>,
+}
+
+/// Adds up sums of squares over all servers: given this server's, returns everyone's, in the order of their shares.
+pub(crate) type ShareSquares = Box<dyn Fn(u64, Vec<f64>) -> Result<Vec<f64>, Failure> + Send + Sync>;
+
 /// State of one server, shared by the threads that serve its workers.
 pub(crate) struct ParameterServer {
     index: usize,
-    topology: Topology,
-    /// The round that training starts with.
-    first_round: u64,
+    placement: Placement,
+    incarnation: Incarnation,
+    /// Where training starts.
+    start: Position,
     status: Arc<RunStatus>,
     joining: Mutex<Joining>,
     joined: Condvar,
+    /// Per rank, the number of the session that counts; sessions with another number have been replaced.
+    sessions: Vec<AtomicU64>,
+    /// Per rank, the connection of that session, so that it can be ended, and whose it is.
+    connections: Mutex<Vec<Option<(Incarnation, Option<Connection>)>>>,
+    share_squares: OnceLock<ShareSquares>,
 }
 
 /// What has arrived before training starts.
@@ -64,138 +106,145 @@ struct Joining {
     reference: Option<(Rank, Join)>,
     present: Vec<bool>,
     initial: Option<Vec<f32>>,
-    frozen: Arc<Vec<u8>>,
+    unlearned: Arc<Vec<u8>>,
     shard: Option<Arc<Shard>>,
 }
 
+/// Why a session ends.
+pub(crate) enum Ended {
+    /// Nobody's fault: the connection broke, or was replaced, or the run is over.
+    Over,
+    /// This ends the run.
+    Failed(Failure),
+}
+
+impl From<Failure> for Ended {
+    fn from(failure: Failure) -> Self {
+        Ended::Failed(failure)
+    }
+}
+
 impl ParameterServer {
-    pub(crate) fn new(index: usize, topology: Topology, first_round: u64, status: Arc<RunStatus>) -> Arc<Self> {
-        let joining = Joining { present: vec![false; topology.worker_count()], ..Joining::default() };
-        let server =
-            Self { index, topology, first_round, status, joining: Mutex::new(joining), joined: Condvar::new() };
-        let server = Arc::new(server);
+    /// The server of share `index`, which begins at `start`.
+    pub(crate) fn new(index: usize, placement: &Placement, start: Position, status: Arc<RunStatus>) -> Arc<Self> {
+        let workers = placement.topology.worker_count();
+        let server = Arc::new(Self {
+            index,
+            placement: placement.clone(),
+            incarnation: Incarnation::fresh(),
+            start,
+            status,
+            joining: Mutex::new(Joining { present: vec![false; workers], ..Joining::default() }),
+            joined: Condvar::new(),
+            sessions: (0..workers).map(|_| AtomicU64::new(0)).collect(),
+            connections: Mutex::new((0..workers).map(|_| None).collect()),
+            share_squares: OnceLock::new(),
+        });
         let waiting = Arc::downgrade(&server);
-        server.status.on_failure(move || {
+        server.status.on_change(move || {
             if let Some(server) = waiting.upgrade() {
-                // Taking the lock first: a thread that has looked at the status but does not wait yet is woken too.
-                let shard = server.lock().shard.clone();
-                server.joined.notify_all();
-                if let Some(shard) = shard {
-                    drop(shard.lock());
-                    shard.changed.notify_all();
-                }
+                server.look_around();
             }
         });
         server
+    }
+
+    /// Sets how sums of squares are added up over the servers; needed for norms over several of them.
+    pub(crate) fn share_squares(&self, share: ShareSquares) {
+        // A second call would bring the same.
+        let _ = self.share_squares.set(share);
     }
 
     fn lock(&self) -> MutexGuard<'_, Joining> {
         self.joining.lock().expect("no holder panics")
     }
 
-    /// Serves one worker until it leaves, is lost, or the run fails. What goes wrong is recorded in the run's status.
-    pub(crate) fn serve(&self, rank: Rank, mut connection: Connection) {
-        if let Err(failure) = self.converse(rank, &mut connection) {
-            if failure.kind == FailureKind::Lost {
-                self.wait_for_the_cause();
+    fn connections(&self) -> MutexGuard<'_, Vec<Option<(Incarnation, Option<Connection>)>>> {
+        self.connections.lock().expect("no holder panics")
+    }
+
+    /// The run has failed, or its roll has changed: ends the sessions of lives that are over, and wakes all that wait.
+    fn look_around(&self) {
+        for (rank, holder) in self.connections().iter_mut().enumerate() {
+            let seat = self.status.seat(rank);
+            if holder.as_ref().is_some_and(|(incarnation, _)| seat.incarnation != Some(*incarnation)) {
+                self.sessions[rank].fetch_add(1, Ordering::AcqRel);
+                if let Some((_, Some(connection))) = holder.take() {
+                    connection.shutdown();
+                }
             }
-            self.status.fail(failure);
+        }
+        // Taking the lock first: a thread that has looked but does not wait yet is woken too.
+        let shard = self.lock().shard.clone();
+        self.joined.notify_all();
+        if let Some(shard) = shard {
+            drop(shard.lock());
+            shard.changed.notify_all();
+        }
+    }
+
+    /// Serves one worker until its connection ends, is replaced, or the run is over. What goes wrong is recorded in the
+    /// run's status.
+    pub(crate) fn serve(self: &Arc<Self>, rank: Rank, incarnation: Incarnation, mut connection: Connection) {
+        let handle = match connection.try_clone() {
+            Ok(handle) => handle,
+            // Out of descriptors, say; the worker tries again.
+            Err(_) => return,
+        };
+        match self.admit(rank, incarnation, Some(handle)) {
+            Ok(session) => {
+                if let Err(Ended::Failed(failure)) = session.converse(&mut connection) {
+                    self.status.fail(failure);
+                }
+            }
+            Err(reason) => drop(connection.send(&FromServer::Refused { reason })),
         }
         if let Some(failure) = self.status.failure() {
             // The worker learns the cause here and by its control connection, whichever is faster.
             let _ = connection.send(&FromServer::RunFailed(failure));
         }
+        // Its handle is kept here for a while, and the worker would wait for an answer.
+        connection.shutdown();
     }
 
-    /// A worker that fails says why on its control connection and then breaks this one: its word goes first.
-    fn wait_for_the_cause(&self) {
+    /// Gives `rank` a new session, once the coordinator has named `incarnation` as its holder.
+    ///
+    /// The worker has its welcome already, so the coordinator's word is on its way.
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        rank: Rank,
+        incarnation: Incarnation,
+        connection: Option<Connection>,
+    ) -> Result<Session, String> {
         let started = Instant::now();
         let mut joining = self.lock();
-        while self.status.failure().is_none() && started.elapsed() < HEARTBEAT {
+        while self.status.seat(rank.index()).incarnation != Some(incarnation) {
+            self.status.unless_failed()?;
+            if started.elapsed() > HELLO {
+                return Err(format!("another process is {} now, or it counts as lost", Replica::worker(rank.0)));
+            }
             joining = self.joined.wait_timeout(joining, TICK).expect("no holder panics").0;
         }
+        drop(joining);
+        let mut connections = self.connections();
+        // Under the lock that `look_around` takes too, so that a life that is over by now does not get in.
+        if self.status.seat(rank.index()).incarnation != Some(incarnation) {
+            return Err("it counts as lost".to_owned());
+        }
+        let number = self.sessions[rank.index()].fetch_add(1, Ordering::AcqRel) + 1;
+        if let Some((_, Some(old))) = connections[rank.index()].replace((incarnation, connection)) {
+            old.shutdown();
+        }
+        Ok(Session { server: self.clone(), rank, number })
     }
 
-    fn converse(&self, rank: Rank, connection: &mut Connection) -> Result<(), Failure> {
-        let worker = Replica { role: Role::Worker, rank };
-        let shard = match self.join(rank, connection)? {
-            Some(shard) => shard,
-            None => return Ok(()),
-        };
-        loop {
-            let header = match connection.read_header(&|_| self.unless_failed()) {
-                Ok(header) => header,
-                Err(ConnectionError::GivenUp(_)) => return Ok(()),
-                Err(error) => return Err(lost(worker, Some(shard.round()), &error)),
-            };
-            match header.kind {
-                Kind::Leave => {
-                    shard.leave(rank);
-                    return Ok(());
-                }
-                Kind::Push => {
-                    if !self.round(&shard, rank, header, connection)? {
-                        return Ok(());
-                    }
-                }
-                kind => return Err(protocol(worker, format!("a {kind:?} frame where a push belongs"))),
-            }
-        }
-    }
-
-    fn unless_failed(&self) -> Result<(), String> {
-        match self.status.failure() {
-            None => Ok(()),
-            Some(failure) => Err(failure.to_string()),
-        }
-    }
-
-    /// Waits for everyone's join and sends the initial parameters. `None` if the run has failed meanwhile.
-    fn join(&self, rank: Rank, connection: &mut Connection) -> Result<Option<Arc<Shard>>, Failure> {
-        let worker = Replica { role: Role::Worker, rank };
-        // A worker connects when it joins, so its join is on the way.
-        let patience = |waited: Duration| match self.unless_failed() {
-            Ok(()) if waited > STALL => Err(format!("its join stood still for {}", seconds(STALL))),
-            other => other,
-        };
-        let join: Join = match connection.receive(&patience) {
-            Ok(join) => join,
-            Err(_) if self.status.failure().is_some() => return Ok(None),
-            Err(error) => return Err(lost(worker, None, &error)),
-        };
-        if join.layout.trained_len() > MOST_PARAMETERS {
-            let message = format!("a layout of more than {MOST_PARAMETERS} parameters");
-            return Err(protocol(worker, message));
-        }
-        let range = shard(join.layout.trained_len(), self.index, self.topology.server_count());
-        let mut initial = None;
-        let mut frozen = Vec::new();
-        if rank.0 == 0 {
-            let mut parameters = vec![0f32; range.len()];
-            read_values(connection, Kind::Parameters, &mut parameters).map_err(|error| lost(worker, None, &error))?;
-            initial = Some(parameters);
-            if self.index == 0 {
-                let wait = crate::protocol::connection::at_most(STALL);
-                frozen = connection.receive_frame(Kind::Frozen, &wait).map_err(|error| lost(worker, None, &error))?;
-            }
-        }
-        self.register(rank, join, initial, frozen)?;
-        let Some((shard, frozen)) = self.wait_for_all()? else { return Ok(None) };
-        let sent = connection.send(&FromServer::Joined).and_then(|()| {
-            shard.send(connection, Kind::Parameters)?;
-            if self.index == 0 { connection.send_frame(Kind::Frozen, &frozen) } else { Ok(()) }
-        });
-        sent.map_err(|error| lost(worker, None, &error))?;
-        Ok(Some(shard))
-    }
-
-    fn register(&self, rank: Rank, join: Join, initial: Option<Vec<f32>>, frozen: Vec<u8>) -> Result<(), Failure> {
+    fn register(&self, rank: Rank, join: Join) -> Result<(), Failure> {
         let worker = Replica { role: Role::Worker, rank };
         let layout = |message| Failure { replica: worker, kind: FailureKind::Layout, message, round: None };
-        let mut joining = self.lock();
-        if std::mem::replace(&mut joining.present[rank.index()], true) {
-            return Err(protocol(worker, "joined a model twice; `worker.join` may be called once".into()));
+        if join.layout.trained_len() > MOST_PARAMETERS {
+            return Err(protocol(worker, format!("a layout of more than {MOST_PARAMETERS} parameters")));
         }
+        let mut joining = self.lock();
         if let Some((first, reference)) = &joining.reference {
             if let Some(difference) = reference.layout.difference(&join.layout) {
                 let message = format!("its model differs from that of worker {first}: {difference}");
@@ -214,137 +263,452 @@ impl ParameterServer {
             })?;
             joining.reference = Some((rank, join));
         }
-        if let Some(initial) = initial {
-            joining.initial = Some(initial);
-            joining.frozen = Arc::new(frozen);
-        }
-        let joining = &mut *joining;
-        if joining.present.iter().all(|present| *present)
+        joining.present[rank.index()] = true;
+        self.begin_training(&mut joining);
+        Ok(())
+    }
+
+    /// Takes rank 0's parameters and what is not trained.
+    fn initialise(&self, initial: Vec<f32>, unlearned: Vec<u8>) {
+        let mut joining = self.lock();
+        joining.initial = Some(initial);
+        joining.unlearned = Arc::new(unlearned);
+        self.begin_training(&mut joining);
+    }
+
+    /// Begins training if nothing is missing.
+    fn begin_training(&self, joining: &mut Joining) {
+        if joining.shard.is_none()
+            && joining.present.iter().all(|present| *present)
             && let (Some((_, reference)), Some(initial)) = (&joining.reference, joining.initial.take())
         {
-            let range = shard(reference.layout.trained_len(), self.index, self.topology.server_count());
-            let shard =
-                Shard::new(&reference.layout, range, &reference.optimizer, initial, self.topology, self.first_round);
+            let shard = Shard::new(self, reference, initial);
             joining.shard = Some(Arc::new(shard));
             self.joined.notify_all();
+        }
+    }
+
+    fn range(&self, layout: &Layout) -> Range<usize> {
+        shard(layout.trained_len(), self.index, self.placement.topology.server_count())
+    }
+}
+
+/// One worker's way through one server, from its join or its return on.
+pub(crate) struct Session {
+    server: Arc<ParameterServer>,
+    rank: Rank,
+    number: u64,
+}
+
+/// How a step ended at one server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Closed {
+    /// The run stops with this step.
+    pub(crate) stop: bool,
+    /// Updates by others between this worker's last pull and this push.
+    pub(crate) staleness: u32,
+}
+
+impl Session {
+    fn worker(&self) -> Replica {
+        Replica { role: Role::Worker, rank: self.rank }
+    }
+
+    /// Over, if the run has failed or another session has taken the rank.
+    fn check(&self) -> Result<(), Ended> {
+        let current = self.server.sessions[self.rank.index()].load(Ordering::Acquire) == self.number;
+        if current && self.server.status.failure().is_none() { Ok(()) } else { Err(Ended::Over) }
+    }
+
+    fn patience(&self, waited: Duration, limit: Duration) -> Result<(), String> {
+        match self.check() {
+            Ok(()) if waited > limit => Err(format!("nothing came for {}", seconds(limit))),
+            Ok(()) => Ok(()),
+            Err(_) => Err("the session is over".to_owned()),
+        }
+    }
+
+    /// What to make of an exchange that did not work: the worker comes back, unless it said something odd.
+    fn broken(&self, error: ConnectionError) -> Ended {
+        match error {
+            ConnectionError::Protocol(message) if self.check().is_ok() => {
+                Ended::Failed(protocol(self.worker(), message))
+            }
+            _ => Ended::Over,
+        }
+    }
+
+    fn converse(&self, connection: &mut Connection) -> Result<(), Ended> {
+        let mut shard = None;
+        loop {
+            // Between two frames a worker computes for as long as it likes; whether it lives, its lease says.
+            let header = connection.read_header(&|_| self.patience(Duration::ZERO, STALL));
+            let header = header.map_err(|error| self.broken(error))?;
+            match (header.kind, &shard) {
+                (Kind::Message, _) => match connection.read_message(header).map_err(|error| self.broken(error))? {
+                    ToServer::Join(join) => shard = Some(self.join(join, connection)?),
+                    ToServer::Resume { server } => shard = Some(self.resume(server, connection)?),
+                    ToServer::Fetch { round } => self.send_start(round, connection)?,
+                },
+                (Kind::Push, Some(shard)) => self.round(shard, header, connection)?,
+                (kind, _) => {
+                    let message = format!("a {kind:?} frame where it does not belong");
+                    return Err(protocol(self.worker(), message).into());
+                }
+            }
+        }
+    }
+
+    fn send(&self, connection: &mut Connection, message: &FromServer) -> Result<(), Ended> {
+        connection.send(message).map_err(|error| self.broken(error))
+    }
+
+    /// Takes the join, and rank 0's parameters if they are needed; waits for everyone's.
+    fn join(&self, join: Join, connection: &mut Connection) -> Result<Arc<Shard>, Ended> {
+        let (range, has_state) = (self.server.range(&join.layout), self.server.index == 0);
+        self.server.register(self.rank, join)?;
+        let initial = self.rank.0 == 0 && self.server.lock().shard.is_none();
+        self.send(connection, &FromServer::Seated { initial })?;
+        if initial {
+            let patience = |waited| self.patience(waited, STALL);
+            let mut parameters = vec![0f32; range.len()];
+            read_values(connection, &mut parameters, &patience).map_err(|error| self.broken(error))?;
+            let unlearned = match has_state {
+                true => connection.receive_frame(Kind::Frozen, &patience).map_err(|error| self.broken(error))?,
+                false => Vec::new(),
+            };
+            self.check()?;
+            self.server.initialise(parameters, unlearned);
+        }
+        let shard = self.wait_for_all()?;
+        let (round, positions) = shard.standing(self.rank);
+        let joined = Joined { server: self.server.incarnation, round, positions };
+        self.send(connection, &FromServer::Joined(joined))?;
+        Ok(shard)
+    }
+
+    /// As [`ToServer::Join`], for a worker in this very process. Returns where it begins.
+    pub(crate) fn join_here(
+        &self,
+        join: Join,
+        initial: impl FnOnce(Range<usize>) -> (Vec<f32>, Vec<u8>),
+    ) -> Result<Joined, Ended> {
+        let range = self.server.range(&join.layout);
+        self.server.register(self.rank, join)?;
+        if self.rank.0 == 0 && self.server.lock().shard.is_none() {
+            let (parameters, unlearned) = initial(range);
+            self.server.initialise(parameters, unlearned);
+        }
+        let shard = self.wait_for_all()?;
+        let (round, positions) = shard.standing(self.rank);
+        Ok(Joined { server: self.server.incarnation, round, positions })
+    }
+
+    fn wait_for_all(&self) -> Result<Arc<Shard>, Ended> {
+        let started = Instant::now();
+        let mut joining = self.server.lock();
+        loop {
+            if let Some(shard) = &joining.shard {
+                return Ok(shard.clone());
+            }
+            self.check()?;
+            if started.elapsed() > JOIN + self.server.placement.rejoin {
+                let missing = joining.present.iter().position(|present| !present).unwrap_or(0);
+                let message = format!("it did not call `worker.join` within {}", seconds(JOIN));
+                return Err(timeout(missing, None, message).into());
+            }
+            joining = self.server.joined.wait_timeout(joining, TICK).expect("no holder panics").0;
+        }
+    }
+
+    fn resume(&self, server: Incarnation, connection: &mut Connection) -> Result<Arc<Shard>, Ended> {
+        let shard = self.server.lock().shard.clone();
+        match shard.filter(|_| server == self.server.incarnation) {
+            Some(shard) => {
+                self.send(connection, &FromServer::Resumed)?;
+                Ok(shard)
+            }
+            None => {
+                let reason = "this server is not the one that was joined; its parameters are lost".to_owned();
+                self.send(connection, &FromServer::Refused { reason })?;
+                Err(Ended::Over)
+            }
+        }
+    }
+
+    /// The shard, which exists once everyone has joined.
+    fn shard(&self) -> Result<Arc<Shard>, Ended> {
+        let early = || protocol(self.worker(), "a request before everyone has joined".to_owned());
+        self.server.lock().shard.clone().ok_or_else(|| early().into())
+    }
+
+    /// What is not trained, as rank 0 gave it; empty at all servers but the first.
+    pub(crate) fn unlearned(&self) -> Arc<Vec<u8>> {
+        self.server.lock().unlearned.clone()
+    }
+
+    /// Sends the parameters at the beginning of `round`.
+    fn send_start(&self, round: u64, connection: &mut Connection) -> Result<(), Ended> {
+        let shard = self.shard()?;
+        let patience = |waited| self.patience(waited, STALL);
+        let sent = |sent: Result<(), ConnectionError>| sent.map_err(|error| self.broken(error));
+        sent(connection.write_all(&Header::of(Kind::Parameters, shard.range.len() * 4).encode(), &patience))?;
+        let mut chunk_values = Vec::new();
+        for chunk in 0..shard.chunks() {
+            chunk_values.resize(shard.chunk(chunk).len(), 0.0);
+            self.start_of_round(&shard, round, chunk, &mut chunk_values)?;
+            sent(connection.write_all(bytemuck::cast_slice(&chunk_values), &patience))?;
+        }
+        shard.pulled(self.rank);
+        if self.server.index == 0 {
+            sent(connection.send_frame(Kind::Frozen, &self.unlearned()))?;
         }
         Ok(())
     }
 
-    #[expect(clippy::type_complexity, reason = "a pair that one caller takes apart at once")]
-    fn wait_for_all(&self) -> Result<Option<(Arc<Shard>, Arc<Vec<u8>>)>, Failure> {
-        let started = Instant::now();
-        let mut joining = self.lock();
-        loop {
-            if let Some(shard) = &joining.shard {
-                return Ok(Some((shard.clone(), joining.frozen.clone())));
-            }
-            if self.status.failure().is_some() {
-                return Ok(None);
-            }
-            if started.elapsed() > JOIN {
-                let missing = joining.present.iter().position(|present| !present).unwrap_or(0);
-                return Err(timeout(missing, None, format!("it did not call `worker.join` within {}", seconds(JOIN))));
-            }
-            joining = self.joined.wait_timeout(joining, TICK).expect("no holder panics").0;
+    /// Copies the parameters at the beginning of `round`, for a worker in this very process.
+    pub(crate) fn copy_start(&self, round: u64, out: &mut [f32]) -> Result<(), Ended> {
+        let shard = self.shard()?;
+        for chunk in 0..shard.chunks() {
+            self.start_of_round(&shard, round, chunk, &mut out[shard.chunk(chunk)])?;
         }
+        Ok(())
     }
 
-    /// One worker's part of one round. `false` if the run has failed meanwhile.
-    fn round(&self, shard: &Shard, rank: Rank, header: Header, connection: &mut Connection) -> Result<bool, Failure> {
-        let worker = Replica { role: Role::Worker, rank };
+    fn start_of_round(&self, shard: &Shard, round: u64, chunk: usize, out: &mut [f32]) -> Result<(), Ended> {
+        let range = shard.chunk(chunk);
+        let values = shard.values.read().expect("no holder panics");
+        let source = match (&values.previous, shard.mode.is_sync()) {
+            (Some(previous), true) if round + 1 == values.round && values.applied == 0 => previous,
+            (Some(previous), true) if round == values.round && chunk < values.applied => previous,
+            (_, true) if round != values.round => {
+                let message = format!("it asked for the parameters of round {round} in round {}", values.round);
+                return Err(protocol(self.worker(), message).into());
+            }
+            _ => &values.parameters,
+        };
+        out.copy_from_slice(&source[range]);
+        Ok(())
+    }
+
+    /// One push over a connection, and the parameters in return.
+    fn round(&self, shard: &Arc<Shard>, header: Header, connection: &mut Connection) -> Result<(), Ended> {
         let presence_bytes = shard.tensors.div_ceil(8);
         let expected = PushHead::BYTES + presence_bytes + shard.range.len() * 4;
         if header.length_bytes != expected as u64 {
             let message = format!("a push of {} bytes instead of {expected}", header.length_bytes);
-            return Err(protocol(worker, message));
+            return Err(protocol(self.worker(), message).into());
         }
-        let wait = |waited: Duration| match self.unless_failed() {
-            Ok(()) if waited > STALL => Err(format!("its push stood still for {}", seconds(STALL))),
-            other => other,
-        };
+        let patience = |waited| self.patience(waited, STALL);
         let mut head = vec![0; PushHead::BYTES + presence_bytes];
-        let mut read = |buffer: &mut [u8]| match connection.read_exact(buffer, &wait) {
-            Ok(()) => Ok(true),
-            Err(_) if self.status.failure().is_some() => Ok(false),
-            Err(error) => Err(lost(worker, Some(shard.round()), &error)),
-        };
-        if !read(&mut head)? {
-            return Ok(false);
-        }
+        connection.read_exact(&mut head, &patience).map_err(|error| self.broken(error))?;
         let (fixed, presence) = head.split_at(PushHead::BYTES);
         let head = PushHead::decode(fixed.try_into().expect("split at its size"));
-        shard.begin(rank, head, presence)?;
+        let missing = self.begin(shard, head, presence)?;
+        let mut known = Vec::new();
+        for chunk in 0..missing {
+            // It was here before the connection broke, or before the worker was started again.
+            known.resize(shard.chunk(chunk).len(), 0f32);
+            let read = connection.read_exact(bytemuck::cast_slice_mut(&mut known), &patience);
+            read.map_err(|error| self.broken(error))?;
+        }
+        for chunk in missing..shard.chunks() {
+            self.fill(shard, head.round, chunk, |values| {
+                let read = connection.read_exact(bytemuck::cast_slice_mut(values), &patience);
+                read.map_err(|error| self.broken(error))
+            })?;
+        }
+        let closed = self.close(shard, head.round)?;
+        let kind = if closed.stop { Kind::LastParameters } else { Kind::Parameters };
+        let length_bytes = shard.range.len() as u64 * 4;
+        let header = Header { kind, detail: closed.staleness, length_bytes }.encode();
+        if shard.mode.is_sync() {
+            // Nobody writes before this worker has pushed again.
+            let values = shard.values.read().expect("no holder panics");
+            let values = bytemuck::cast_slice(&values.parameters);
+            return connection.write_both_patiently(&header, values, &patience).map_err(|error| self.broken(error));
+        }
+        connection.write_all(&header, &patience).map_err(|error| self.broken(error))?;
         for chunk in 0..shard.chunks() {
-            if !self.wait_in_round(shard, head.round, |progress| chunk - progress.reduced < CHUNKS_AHEAD)? {
-                return Ok(false);
-            }
-            {
-                let mut slot = shard.slot(rank.index(), chunk).lock().expect("no holder panics");
-                let values = shard.chunk(chunk).len();
-                if !read(bytemuck::cast_slice_mut(&mut slot[..values]))? {
-                    return Ok(false);
-                }
-            }
-            shard.arrived(chunk, || self.status.is_stopping());
+            // Copied, so that no other worker's push waits until this worker has taken it.
+            known.clear();
+            known.extend_from_slice(&shard.values.read().expect("no holder panics").parameters[shard.chunk(chunk)]);
+            let sent = connection.write_all(bytemuck::cast_slice(&known), &patience);
+            sent.map_err(|error| self.broken(error))?;
         }
-        if !self.wait_in_round(shard, head.round, |progress| progress.round > head.round)? {
-            return Ok(false);
-        }
-        let kind = if shard.lock().stop && self.index == 0 { Kind::LastParameters } else { Kind::Parameters };
-        shard.send(connection, kind).map_err(|error| lost(worker, Some(head.round), &error))?;
-        Ok(true)
+        Ok(())
     }
 
-    /// Waits until `ready`, or until the round is over. `false` if the run has failed meanwhile.
-    fn wait_in_round(&self, shard: &Shard, round: u64, ready: impl Fn(&Progress) -> bool) -> Result<bool, Failure> {
+    /// One push by a worker in this very process, and the parameters in return.
+    pub(crate) fn begin_here(&self, head: PushHead, presence: &[u8]) -> Result<Push<'_>, Ended> {
+        let shard = self.shard()?;
+        let missing = self.begin(&shard, head, presence)?;
+        Ok(Push { session: self, shard, round: head.round, missing })
+    }
+
+    /// Takes note of a push; returns the first of its chunks that has not arrived before.
+    fn begin(&self, shard: &Shard, head: PushHead, presence: &[u8]) -> Result<usize, Ended> {
+        // In async mode, not while an old session applies a chunk that it has not counted yet.
+        let buffer =
+            (!shard.mode.is_sync()).then(|| shard.slot(self.rank.index(), 0).lock().expect("no holder panics"));
+        let mut progress = shard.lock();
+        self.check()?;
+        let missing = shard.begin(&mut progress, self.rank, head, presence)?;
+        drop(buffer);
+        Ok(missing)
+    }
+
+    /// Waits for room, lets `read` fill it with a chunk, and takes note of the chunk.
+    fn fill(
+        &self,
+        shard: &Shard,
+        round: u64,
+        chunk: usize,
+        read: impl FnOnce(&mut [f32]) -> Result<(), Ended>,
+    ) -> Result<(), Ended> {
+        if shard.mode.is_sync() {
+            drop(self.wait(shard, round, |progress| chunk - progress.reduced < CHUNKS_AHEAD)?);
+        }
+        let mut slot = shard.slot(self.rank.index(), chunk).lock().expect("no holder panics");
+        let gradient = &mut slot[..shard.chunk(chunk).len()];
+        read(gradient)?;
+        let mut progress = shard.lock();
+        // A session that was replaced while it read must not count what the new one reads again.
+        self.check()?;
+        if !shard.mode.is_sync() {
+            let steps = progress.ranks[self.rank.index()].steps.clone().expect("set when the push began");
+            drop(progress);
+            // The buffer is still locked, so no new session begins before this chunk is applied and counted.
+            shard.apply_alone(chunk, &steps, gradient);
+            shard.count_alone(&mut shard.lock(), self.rank, chunk);
+            shard.changed.notify_all();
+            return Ok(());
+        }
+        drop(slot);
+        if shard.arrived(&mut progress, self.rank, chunk) {
+            drop(progress);
+            self.reduce(shard, round, chunk)?;
+        }
+        Ok(())
+    }
+
+    /// Adds up a chunk that all workers have brought, and applies it; the last one commits the round.
+    fn reduce(&self, shard: &Shard, round: u64, chunk: usize) -> Result<(), Ended> {
+        let last = chunk + 1 == shard.chunks();
+        let weights = shard.lock().weights.clone();
+        shard.apply(chunk, &weights);
+        let mut progress = shard.lock();
+        progress.reduced = chunk + 1;
+        if last {
+            shard.commit(&mut progress, self.server.index == 0 && self.server.status.is_stopping());
+        }
+        drop(progress);
+        shard.changed.notify_all();
+        Ok(())
+    }
+
+    /// Waits until the push counts: in sync mode for the others, with bounded staleness for the slow ones.
+    fn close(&self, shard: &Shard, round: u64) -> Result<Closed, Ended> {
+        if shard.mode.is_sync() {
+            let progress = self.wait(shard, round, |progress| progress.round > round)?;
+            return Ok(Closed { stop: progress.stop, staleness: 0 });
+        }
+        let mut progress = match shard.mode {
+            Mode::Bounded { staleness } => self.wait(shard, round, |progress| {
+                let done = progress.ranks[self.rank.index()].next;
+                let training = |rank: &usize| self.server.status.seat(*rank).state == SeatState::Training;
+                let others = (0..shard.workers).filter(training).map(|rank| progress.ranks[rank].next);
+                done.saturating_sub(others.min().unwrap_or(done)) <= u64::from(staleness)
+            })?,
+            Mode::Sync | Mode::Async => shard.lock(),
+        };
+        let version = progress.version;
+        let rank = &mut progress.ranks[self.rank.index()];
+        rank.pulled = version;
+        let stop = self.server.index == 0 && self.server.status.is_stopping();
+        Ok(Closed { stop, staleness: rank.staleness })
+    }
+
+    /// Waits until `ready`, or in sync mode until the round is over.
+    fn wait<'s>(
+        &self,
+        shard: &'s Shard,
+        round: u64,
+        ready: impl Fn(&Progress) -> bool,
+    ) -> Result<MutexGuard<'s, Progress>, Ended> {
+        let limit = ROUND + self.server.placement.rejoin;
         let mut progress = shard.lock();
         let mut started = None;
         loop {
-            if progress.round > round || ready(&progress) {
-                return Ok(true);
+            let over = shard.mode.is_sync() && progress.round > round;
+            if over || ready(&progress) {
+                return Ok(progress);
             }
-            if self.status.failure().is_some() {
-                return Ok(false);
-            }
-            let missing = || progress.heads.iter().position(Option::is_none).unwrap_or(0);
-            if progress.left.iter().zip(&progress.heads).any(|(left, head)| *left && head.is_none()) {
-                let rank = missing();
-                return Err(Failure {
+            self.check()?;
+            if shard.mode.is_sync()
+                && let Some((rank, rounds)) = self.server.status.finished()
+                && progress.ranks[rank].head.is_none()
+            {
+                let failure = Failure {
                     replica: Replica::worker(rank as u32),
                     kind: FailureKind::Configuration,
                     message: format!(
-                        "it finished training after {round} rounds while other workers go on; all workers must call \
+                        "it finished training after {rounds} rounds while other workers go on; all workers must call \
                          `worker.step` equally often (loop over `worker.epochs` and `batches`)"
                     ),
                     round: Some(round),
-                });
+                };
+                return Err(failure.into());
             }
-            if started.get_or_insert_with(Instant::now).elapsed() > ROUND {
-                let message = format!("it did not push its gradient within {}", seconds(ROUND));
-                return Err(timeout(missing(), Some(round), message));
+            if started.get_or_insert_with(Instant::now).elapsed() > limit {
+                let message = format!("it did not push its gradient within {}", seconds(limit));
+                return Err(timeout(progress.slowest(), Some(round), message).into());
             }
             progress = shard.changed.wait_timeout(progress, TICK).expect("no holder panics").0;
         }
     }
 }
 
-fn read_values(connection: &mut Connection, kind: Kind, values: &mut [f32]) -> Result<(), ConnectionError> {
-    let patience = crate::protocol::connection::at_most(STALL);
-    let header = connection.read_header(&patience)?;
-    let expected = Header { kind, length_bytes: values.len() as u64 * 4 };
+/// A push by a worker in the server's own process: chunk by chunk, then the parameters.
+pub(crate) struct Push<'s> {
+    session: &'s Session,
+    shard: Arc<Shard>,
+    round: u64,
+    missing: usize,
+}
+
+impl Push<'_> {
+    /// Brings a chunk of the gradient.
+    pub(crate) fn chunk(&self, chunk: usize, gradient: &[f32]) -> Result<(), Ended> {
+        if chunk < self.missing || chunk >= self.shard.chunks() {
+            return Ok(());
+        }
+        self.session.fill(&self.shard, self.round, chunk, |slot| {
+            slot.copy_from_slice(gradient);
+            Ok(())
+        })
+    }
+
+    /// Waits for the others and copies the new parameters.
+    pub(crate) fn close(self, parameters: &mut [f32]) -> Result<Closed, Ended> {
+        let closed = self.session.close(&self.shard, self.round)?;
+        parameters.copy_from_slice(&self.shard.values.read().expect("no holder panics").parameters);
+        Ok(closed)
+    }
+}
+
+/// Fills `values` from a frame of parameters.
+fn read_values(
+    connection: &mut Connection,
+    values: &mut [f32],
+    patience: crate::protocol::connection::Patience<'_>,
+) -> Result<(), ConnectionError> {
+    let header = connection.read_header(patience)?;
+    let expected = Header::of(Kind::Parameters, values.len() * 4);
     if header != expected {
         return Err(ConnectionError::Protocol(format!("{header:?} instead of {expected:?}")));
     }
-    connection.read_exact(bytemuck::cast_slice_mut(values), &patience)
-}
-
-fn lost(replica: Replica, round: Option<u64>, error: &ConnectionError) -> Failure {
-    let kind = match error {
-        ConnectionError::Protocol(_) => FailureKind::Protocol,
-        ConnectionError::Broken(_) | ConnectionError::GivenUp(_) => FailureKind::Lost,
-    };
-    Failure { replica, kind, message: error.to_string(), round }
+    connection.read_exact(bytemuck::cast_slice_mut(values), patience)
 }
 
 fn protocol(replica: Replica, message: String) -> Failure {
@@ -361,13 +725,15 @@ pub(crate) fn seconds(duration: Duration) -> String {
 
 /// The parameters of one server while it trains.
 struct Shard {
+    mode: Mode,
     range: Range<usize>,
     /// Number of trained tensors of the whole model: one presence bit each.
     tensors: usize,
     /// Which trained tensor each piece of this shard belongs to.
     pieces: Vec<usize>,
     workers: usize,
-    /// `CHUNKS_AHEAD` buffers per worker.
+    /// Buffers per worker: `CHUNKS_AHEAD` in sync mode, where a chunk waits for the others', else one.
+    ahead: usize,
     slots: Vec<Mutex<Vec<f32>>>,
     values: RwLock<Values>,
     progress: Mutex<Progress>,
@@ -376,15 +742,23 @@ struct Shard {
 
 struct Values {
     parameters: Vec<f32>,
+    /// The parameters at the beginning of the round, as far as it is applied; kept where a worker may be started again.
+    previous: Option<Vec<f32>>,
     optimizer: ShardOptimizer,
+    /// What the optimizer does in the round in progress of sync mode.
+    steps: Round,
     /// The mean gradient of the chunk in hand.
     mean: Vec<f32>,
+    round: u64,
+    /// Chunks of the round that have been applied.
+    applied: usize,
 }
 
 /// Where the round in progress stands.
 struct Progress {
+    /// The round of sync mode; of async mode, the one that training started with.
     round: u64,
-    heads: Vec<Option<PushHead>>,
+    ranks: Vec<RankProgress>,
     /// Per piece: whether some worker has a gradient for it in this round.
     present: Vec<bool>,
     /// Per rank: its share of the mean.
@@ -395,41 +769,82 @@ struct Progress {
     reduced: usize,
     /// Whether the run stops with the round that was committed last.
     stop: bool,
-    left: Vec<bool>,
+    /// Pushes applied so far, in async mode.
+    version: u64,
+}
+
+/// Where one worker stands.
+struct RankProgress {
+    /// The push in progress.
+    head: Option<PushHead>,
+    /// Chunks of it that have arrived.
+    received: usize,
+    /// The round of its next push.
+    next: u64,
+    /// Where its loops stand at the beginning of its last rounds.
+    positions: Vec<Position>,
+    /// What the optimizer does with its push, in async mode.
+    steps: Option<Arc<Round>>,
+    /// The version that it pulled last, and how far behind its last push was, in async mode.
+    pulled: u64,
+    staleness: u32,
+}
+
+impl Progress {
+    /// The rank that is waited for.
+    fn slowest(&self) -> usize {
+        let ranks = self.ranks.iter().enumerate();
+        let slowest = ranks.min_by_key(|(_, rank)| (rank.next, rank.head.is_some(), rank.received));
+        slowest.map_or(0, |(rank, _)| rank)
+    }
 }
 
 impl Shard {
-    fn new(
-        layout: &Layout,
-        range: Range<usize>,
-        optimizer: &Optimizer,
-        parameters: Vec<f32>,
-        topology: Topology,
-        first_round: u64,
-    ) -> Self {
-        let (pieces, ranges) = pieces(layout.trained(), &range);
-        let workers = topology.worker_count();
+    fn new(server: &ParameterServer, join: &Join, parameters: Vec<f32>) -> Self {
+        let placement = &server.placement;
+        let range = server.range(&join.layout);
+        let (pieces, ranges) = pieces(join.layout.trained(), &range);
+        let workers = placement.topology.worker_count();
         let slot_len = CHUNK.min(range.len());
-        let values =
-            Values { parameters, optimizer: ShardOptimizer::new(*optimizer, ranges), mean: vec![0.0; slot_len] };
-        let progress = Progress {
-            round: first_round,
-            heads: vec![None; workers],
-            present: vec![false; pieces.len()],
-            weights: vec![0.0; workers],
-            arrived: [0; CHUNKS_AHEAD],
-            reduced: 0,
-            stop: false,
-            left: vec![false; workers],
+        let round = server.start.round;
+        let ahead = if placement.mode.is_sync() { CHUNKS_AHEAD } else { 1 };
+        let rank = || RankProgress {
+            head: None,
+            received: 0,
+            next: round,
+            positions: vec![server.start],
+            steps: None,
+            pulled: 0,
+            staleness: 0,
         };
+        let keeps_previous = placement.mode.is_sync() && !placement.rejoin.is_zero();
         Self {
-            tensors: layout.trained().count(),
+            mode: placement.mode,
+            tensors: join.layout.trained().count(),
+            values: RwLock::new(Values {
+                previous: keeps_previous.then(|| parameters.clone()),
+                parameters,
+                optimizer: ShardOptimizer::new(join.optimizer, ranges),
+                steps: Round::default(),
+                mean: vec![0.0; slot_len],
+                round,
+                applied: 0,
+            }),
+            progress: Mutex::new(Progress {
+                round,
+                ranks: (0..workers).map(|_| rank()).collect(),
+                present: vec![false; pieces.len()],
+                weights: vec![0.0; workers],
+                arrived: [0; CHUNKS_AHEAD],
+                reduced: 0,
+                stop: false,
+                version: 0,
+            }),
+            changed: Condvar::new(),
+            slots: (0..workers * ahead).map(|_| Mutex::new(vec![0.0; slot_len])).collect(),
             pieces,
             workers,
-            slots: (0..workers * CHUNKS_AHEAD).map(|_| Mutex::new(vec![0.0; slot_len])).collect(),
-            values: RwLock::new(values),
-            progress: Mutex::new(progress),
-            changed: Condvar::new(),
+            ahead,
             range,
         }
     }
@@ -438,8 +853,18 @@ impl Shard {
         self.progress.lock().expect("no holder panics")
     }
 
-    fn round(&self) -> u64 {
-        self.lock().round
+    /// The round that this server waits for from `rank`, and where the rank's loops stand.
+    fn standing(&self, rank: Rank) -> (u64, Vec<Position>) {
+        let progress = self.lock();
+        let of_rank = &progress.ranks[rank.index()];
+        let round = if self.mode.is_sync() { progress.round } else { of_rank.next };
+        (round, of_rank.positions.clone())
+    }
+
+    /// The worker has pulled without a push.
+    fn pulled(&self, rank: Rank) {
+        let mut progress = self.lock();
+        progress.ranks[rank.index()].pulled = progress.version;
     }
 
     /// Chunks of a round; an empty shard has one empty chunk, so that its rounds are committed like all others.
@@ -453,82 +878,113 @@ impl Shard {
     }
 
     fn slot(&self, rank: usize, chunk: usize) -> &Mutex<Vec<f32>> {
-        &self.slots[rank * CHUNKS_AHEAD + chunk % CHUNKS_AHEAD]
+        &self.slots[rank * self.ahead + chunk % self.ahead]
     }
 
-    /// Takes note of a push that begins; the last one of a round fixes the weights.
-    fn begin(&self, rank: Rank, head: PushHead, presence: &[u8]) -> Result<(), Failure> {
+    /// Takes note of a push that begins, or comes again; returns the number of its chunks that are here already. The last
+    /// push of a sync round fixes the weights.
+    fn begin(&self, progress: &mut Progress, rank: Rank, head: PushHead, presence: &[u8]) -> Result<usize, Failure> {
         let worker = Replica { role: Role::Worker, rank };
-        let mut progress = self.lock();
-        let progress = &mut *progress;
-        if head.round != progress.round || progress.heads[rank.index()].is_some() {
-            let message = format!("a push for round {} while round {} is open", head.round, progress.round);
+        let of_rank = &mut progress.ranks[rank.index()];
+        if head.round + 1 == of_rank.next {
+            return Ok(self.chunks());
+        }
+        if head.round != of_rank.next {
+            let message = format!("a push for round {} while round {} is open", head.round, of_rank.next);
             return Err(protocol(worker, message));
         }
-        let first = progress.heads.iter().enumerate().find_map(|(rank, head)| Some((rank, (*head)?)));
-        if let Some((first, other)) = first
-            && other.learning_rate.to_bits() != head.learning_rate.to_bits()
-        {
-            return Err(Failure {
-                replica: worker,
+        if let Some(known) = of_rank.head {
+            if known.examples != head.examples {
+                let message = format!("a push of {} examples that was one of {}", head.examples, known.examples);
+                return Err(protocol(worker, message));
+            }
+            return Ok(of_rank.received);
+        }
+        if self.mode.is_sync() {
+            self.agree(progress, rank, head)?;
+        }
+        let of_rank = &mut progress.ranks[rank.index()];
+        (of_rank.head, of_rank.received) = (Some(head), 0);
+        let position = Position { epoch: head.epoch, batch: head.batches_done, round: head.round + 1 };
+        // Of the last two rounds: servers are at most one round apart.
+        of_rank.positions.drain(..of_rank.positions.len() - 1);
+        of_rank.positions.push(position);
+        if !self.mode.is_sync() {
+            let present: Vec<bool> = self.pieces.iter().map(|tensor| bit(presence, *tensor)).collect();
+            of_rank.staleness = u32::try_from(progress.version - of_rank.pulled).unwrap_or(u32::MAX);
+            let mut values = self.values.write().expect("no holder panics");
+            of_rank.steps = Some(Arc::new(values.optimizer.begin_round(&present, head.learning_rate)));
+            return Ok(0);
+        }
+        for (present, tensor) in progress.present.iter_mut().zip(&self.pieces) {
+            *present |= bit(presence, *tensor);
+        }
+        if progress.ranks.iter().all(|rank| rank.head.is_some()) {
+            let examples = |rank: &RankProgress| rank.head.map_or(0, |head| head.examples);
+            let total: u64 = progress.ranks.iter().map(examples).sum();
+            for (weight, rank) in progress.weights.iter_mut().zip(&progress.ranks) {
+                // An integer below 2^53 is exact in f64; the quotient is rounded once.
+                *weight = (examples(rank) as f64 / total.max(1) as f64) as f32;
+            }
+            let mut values = self.values.write().expect("no holder panics");
+            values.steps = values.optimizer.begin_round(&progress.present, head.learning_rate);
+        }
+        Ok(0)
+    }
+
+    /// All pushes of a sync round must mean the same step.
+    fn agree(&self, progress: &Progress, rank: Rank, head: PushHead) -> Result<(), Failure> {
+        let first = progress.ranks.iter().enumerate().find_map(|(rank, other)| Some((rank, other.head?)));
+        match first {
+            Some((first, other)) if other.learning_rate.to_bits() != head.learning_rate.to_bits() => Err(Failure {
+                replica: Replica { role: Role::Worker, rank },
                 kind: FailureKind::Configuration,
                 message: format!(
                     "it stepped with learning rate {}, worker {first} with {}; in a sync round all workers need the same",
                     head.learning_rate, other.learning_rate
                 ),
                 round: Some(head.round),
-            });
+            }),
+            _ => Ok(()),
         }
-        progress.heads[rank.index()] = Some(head);
-        for (present, tensor) in progress.present.iter_mut().zip(&self.pieces) {
-            *present |= bit(presence, *tensor);
-        }
-        if progress.heads.iter().all(Option::is_some) {
-            let examples = |head: &Option<PushHead>| head.map_or(0, |head| head.examples);
-            let total: u64 = progress.heads.iter().map(examples).sum();
-            for (weight, head) in progress.weights.iter_mut().zip(&progress.heads) {
-                // An integer below 2^53 is exact in f64; the quotient is rounded once.
-                *weight = (examples(head) as f64 / total.max(1) as f64) as f32;
-            }
-            let mut values = self.values.write().expect("no holder panics");
-            values.optimizer.begin_round(&progress.present, head.learning_rate);
-        }
-        Ok(())
     }
 
-    /// Takes note of a chunk; the last worker to bring it adds it up and applies it.
-    fn arrived(&self, chunk: usize, stopping: impl Fn() -> bool) {
-        let weights = {
-            let mut progress = self.lock();
-            let arrived = &mut progress.arrived[chunk % CHUNKS_AHEAD];
-            *arrived += 1;
-            if *arrived < self.workers {
-                return;
-            }
-            *arrived = 0;
-            // Nobody else touches the weights before this chunk is applied, so they may leave for the time being.
-            std::mem::take(&mut progress.weights)
-        };
-        self.apply(chunk, &weights);
-        let mut progress = self.lock();
-        progress.weights = weights;
-        progress.reduced = chunk + 1;
-        if progress.reduced == self.chunks() {
-            progress.round += 1;
-            progress.reduced = 0;
-            progress.heads.fill(None);
-            progress.present.fill(false);
-            progress.stop = stopping();
+    /// Takes note of a chunk. Returns whether it is complete now, and so to be added up by the caller.
+    fn arrived(&self, progress: &mut Progress, rank: Rank, chunk: usize) -> bool {
+        progress.ranks[rank.index()].received = chunk + 1;
+        let arrived = &mut progress.arrived[chunk % CHUNKS_AHEAD];
+        *arrived += 1;
+        if *arrived < self.workers {
+            return false;
         }
-        drop(progress);
-        self.changed.notify_all();
+        *arrived = 0;
+        true
+    }
+
+    /// Applies a chunk of one worker's own push.
+    fn apply_alone(&self, chunk: usize, steps: &Round, gradient: &[f32]) {
+        let range = self.chunk(chunk);
+        let mut values = self.values.write().expect("no holder panics");
+        let Values { parameters, optimizer, .. } = &mut *values;
+        optimizer.apply(steps, range.clone(), &mut parameters[range], gradient);
+    }
+
+    /// Takes note of a chunk that was applied alone; the last one completes the push.
+    fn count_alone(&self, progress: &mut Progress, rank: Rank, chunk: usize) {
+        let of_rank = &mut progress.ranks[rank.index()];
+        of_rank.received = chunk + 1;
+        if of_rank.received == self.chunks() {
+            (of_rank.head, of_rank.steps) = (None, None);
+            of_rank.next += 1;
+            progress.version += 1;
+        }
     }
 
     /// The mean gradient of one chunk, added in rank order, then the optimizer.
     fn apply(&self, chunk: usize, weights: &[f32]) {
         let range = self.chunk(chunk);
         let mut values = self.values.write().expect("no holder panics");
-        let Values { parameters, optimizer, mean } = &mut *values;
+        let Values { parameters, previous, optimizer, steps, mean, applied, .. } = &mut *values;
         let mean = &mut mean[..range.len()];
         for (rank, weight) in weights.iter().enumerate() {
             let slot = self.slot(rank, chunk).lock().expect("no holder panics");
@@ -539,17 +995,26 @@ impl Shard {
                 mean.iter_mut().zip(gradient).for_each(|(mean, value)| *mean += weight * value);
             }
         }
-        optimizer.apply(range.clone(), &mut parameters[range], mean);
+        let parameters = &mut parameters[range.clone()];
+        if let Some(previous) = previous {
+            previous[range.clone()].copy_from_slice(parameters);
+        }
+        optimizer.apply(steps, range, parameters, mean);
+        *applied = chunk + 1;
     }
 
-    fn send(&self, connection: &mut Connection, kind: Kind) -> Result<(), ConnectionError> {
-        let values = self.values.read().expect("no holder panics");
-        connection.send_frame(kind, bytemuck::cast_slice(&values.parameters))
-    }
-
-    fn leave(&self, rank: Rank) {
-        self.lock().left[rank.index()] = true;
-        self.changed.notify_all();
+    /// Closes the round: everyone gets the new parameters.
+    fn commit(&self, progress: &mut Progress, stop: bool) {
+        progress.round += 1;
+        progress.reduced = 0;
+        progress.present.fill(false);
+        progress.stop = stop;
+        for rank in &mut progress.ranks {
+            (rank.head, rank.received) = (None, 0);
+            rank.next += 1;
+        }
+        let mut values = self.values.write().expect("no holder panics");
+        (values.round, values.applied) = (progress.round, 0);
     }
 }
 

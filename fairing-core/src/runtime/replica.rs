@@ -5,11 +5,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
 use sha2::{Digest, Sha256};
 
 use super::control::Control;
 use super::coordinator::{Coordinator, Event, Heard, Source, forward, queue};
+use super::exchange::Surroundings;
 use super::model::Model;
 use super::parameter_server::ParameterServer;
 use super::status::RunStatus;
@@ -18,7 +20,9 @@ use crate::protocol::connection::{Connection, at_most};
 use crate::protocol::deadline::{HELLO, TICK};
 use crate::protocol::failure::{Failure, FailureKind};
 use crate::protocol::frame::Kind;
-use crate::protocol::message::{Finished, FromCoordinator, Hello, Position, Purpose, Speaker, ToCoordinator};
+use crate::protocol::message::{
+    CollectiveKey, Finished, FromCoordinator, Group, Hello, Position, Purpose, Speaker, ToCoordinator,
+};
 use crate::protocol::transport::{Listener, Transport};
 use crate::topology::{Placement, Replica, Role};
 
@@ -32,59 +36,90 @@ pub(crate) struct Context {
     pub(crate) start: Position,
 }
 
+/// The part of a replica that owns a share of the parameters, and the coordinator beside the first share.
+struct Host {
+    server: Arc<ParameterServer>,
+    door: Arc<Door>,
+    coordinating: Option<JoinHandle<Result<(), Failure>>>,
+}
+
+impl Host {
+    /// Listens at the address of share `index`.
+    fn open(context: &Context, index: usize) -> Result<Self, Failure> {
+        let Context { placement, transport, status, start } = context;
+        let address = &placement.servers[index];
+        let listener = transport.listen(address).map_err(|error| Failure {
+            replica: placement.replica,
+            kind: FailureKind::Configuration,
+            message: format!("cannot listen at `{address}`: {error}"),
+            round: None,
+        })?;
+        let server = ParameterServer::new(index, placement, *start, status.clone());
+        let (events, received) = queue();
+        let door = Arc::new(Door {
+            placement: placement.clone(),
+            server: server.clone(),
+            coordinator: (index == 0).then_some(events),
+            open: AtomicUsize::new(0),
+            accepted: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+        });
+        {
+            let door = door.clone();
+            // Not joined: it looks at the door once a tick, and the end of a run should not wait for that.
+            std::thread::spawn(move || door.accept(listener.as_ref()));
+        }
+        let coordinating = (index == 0).then(|| {
+            let coordinator = Coordinator::new(placement, status.clone(), *start);
+            std::thread::spawn(move || coordinator.run(&received))
+        });
+        Ok(Self { server, door, coordinating })
+    }
+
+    /// Sums of squares are added up over this replica's control connection.
+    fn attach(&self, control: &Arc<Control>) {
+        let control = control.clone();
+        self.server.share_squares(Box::new(move |round, squares| {
+            let key = CollectiveKey { round, group: Group::Servers, index: 0 };
+            let gathered = control.gather(key, bytemuck::cast_slice(&squares).to_vec())?;
+            Ok(gathered.parts.iter().flatten().flat_map(|part| bytemuck::pod_collect_to_vec::<u8, f64>(part)).collect())
+        }));
+    }
+
+    /// Waits for the coordinator, if it is here, and closes the door.
+    fn close(self, replica: Replica) -> Result<(), Failure> {
+        let coordinated = match self.coordinating.map(JoinHandle::join) {
+            Some(Err(panic)) => Err(Failure {
+                replica,
+                kind: FailureKind::Panicked,
+                message: format!("the coordinator: {}", panic_message(panic.as_ref())),
+                round: None,
+            }),
+            Some(Ok(coordinated)) => coordinated,
+            None => Ok(()),
+        };
+        self.door.closed.store(true, Ordering::Release);
+        coordinated
+    }
+}
+
 /// Runs a parameter server, and the coordinator if it is server 0, until the run is over.
 ///
 /// # Errors
 ///
 /// The failure of the run.
 pub(crate) fn serve(context: &Context) -> Result<(), Failure> {
-    let Context { placement, transport, status, start } = context;
-    let replica = placement.replica;
-    let index = replica.rank.index();
-    let address = &placement.servers[index];
-    let listener = transport.listen(address).map_err(|error| Failure {
-        replica,
-        kind: FailureKind::Configuration,
-        message: format!("cannot listen at `{address}`: {error}"),
-        round: None,
-    })?;
-    let server = ParameterServer::new(index, placement.topology, start.round, status.clone());
-    let (events, received) = queue();
-    let door = Arc::new(Door {
-        placement: placement.clone(),
-        server,
-        coordinator: (index == 0).then_some(events),
-        open: AtomicUsize::new(0),
-        accepted: AtomicU64::new(0),
-        closed: AtomicBool::new(false),
+    let Context { placement, transport, status, .. } = context;
+    let host = Host::open(context, placement.replica.rank.index())?;
+    let served = Control::connect(placement, transport, status).and_then(|(control, _)| {
+        host.attach(&control);
+        control.serve_until_released()
     });
-    {
-        let door = door.clone();
-        // Not joined: it looks at the door once a tick, and the end of a run should not wait for that.
-        std::thread::spawn(move || door.accept(listener.as_ref()));
-    }
-    let coordinating = (index == 0).then(|| {
-        let coordinator = Coordinator::new(placement.topology, status.clone(), *start);
-        std::thread::spawn(move || coordinator.run(&received))
-    });
-    let served =
-        Control::connect(placement, transport.as_ref(), status).and_then(|(control, _)| control.serve_until_released());
     if let Err(failure) = &served {
         // The coordinator must end too, if it is here.
         status.fail(failure.clone());
     }
-    let coordinated = match coordinating.map(std::thread::JoinHandle::join) {
-        Some(Err(panic)) => Err(Failure {
-            replica,
-            kind: FailureKind::Panicked,
-            message: format!("the coordinator: {}", panic_message(panic.as_ref())),
-            round: None,
-        }),
-        Some(Ok(coordinated)) => coordinated,
-        None => Ok(()),
-    };
-    door.closed.store(true, Ordering::Release);
-    coordinated.and(served)
+    host.close(placement.replica).and(served)
 }
 
 /// Where connections to a server come in.
@@ -100,9 +135,10 @@ struct Door {
 
 impl Door {
     fn accept(self: &Arc<Self>, listener: &dyn Listener) {
-        // Two connections per worker, one per server and the caller, and room for a few that will be refused.
+        // Two connections per worker, one per server and the caller, as many that are about to end because they broke, and
+        // room for a few that will be refused.
         let topology = self.placement.topology;
-        let most = topology.worker_count() * 2 + topology.server_count() + 8;
+        let most = topology.worker_count() * 4 + topology.server_count() * 2 + 8;
         while !self.closed.load(Ordering::Acquire) {
             let stream = match listener.accept(TICK) {
                 Ok(Some(stream)) => stream,
@@ -135,12 +171,16 @@ impl Door {
             return;
         }
         match (hello.purpose, hello.speaker, &self.coordinator) {
-            (Purpose::Data, Speaker::Replica(replica), _) => self.server.serve(replica.rank, connection),
+            (Purpose::Data, Speaker::Replica(replica), _) => {
+                self.server.serve(replica.rank, hello.incarnation, connection);
+            }
             (Purpose::Control, speaker, Some(events)) => {
                 let Ok(writer) = connection.try_clone() else { return };
                 let source = Source { speaker, connection: self.accepted.fetch_add(1, Ordering::Relaxed) };
                 let heard = Heard::now();
-                if events.send(Event::Connected { source, connection: writer, heard: heard.clone() }).is_ok() {
+                let incarnation = hello.incarnation;
+                let connected = Event::Connected { source, incarnation, connection: writer, heard: heard.clone() };
+                if events.send(connected).is_ok() {
                     forward(source, connection, &heard, events);
                 }
             }
@@ -166,7 +206,8 @@ impl Door {
     }
 }
 
-/// Runs `train` as a worker and brings its model to the coordinator.
+/// Runs `train` as a worker and brings its model to the coordinator if it is wanted; without servers of their own, the
+/// workers are the servers too.
 ///
 /// # Errors
 ///
@@ -176,22 +217,37 @@ pub(crate) fn work<M: Model>(
     train: impl FnOnce(&Worker) -> anyhow::Result<M>,
 ) -> Result<M, Failure> {
     let Context { placement, transport, status, .. } = context;
-    let (control, position) = Control::connect(placement, transport.as_ref(), status)?;
-    let worker = Worker::new(placement.clone(), transport.clone(), control.clone(), status.clone(), position);
-    let trained = catch(&worker, placement.replica, || {
-        let model = run_train(&worker, placement.replica, train)?;
-        worker.leave();
-        // Of the model it runs code of the user's too.
-        finish(&worker, &control, placement.replica, &model)?;
-        Ok(model)
+    let replica = placement.replica;
+    let host = placement.topology.is_serverless().then(|| Host::open(context, replica.rank.index())).transpose()?;
+    let worked = Control::connect(placement, transport, status).and_then(|(control, position)| {
+        host.iter().for_each(|host| host.attach(&control));
+        let surroundings = Surroundings {
+            placement: placement.clone(),
+            transport: transport.clone(),
+            status: status.clone(),
+            incarnation: control.incarnation(),
+            own: host.as_ref().map(|host| host.server.clone()),
+        };
+        let worker = Worker::new(surroundings, control.clone(), position);
+        let trained = catch(&worker, replica, || {
+            let model = run_train(&worker, replica, train)?;
+            // Of the model it runs code of the user's too.
+            finish(&worker, &control, replica, model)
+        });
+        trained.inspect_err(|failure| {
+            if status.failure().is_none_or(|known| known.replica == replica) {
+                // If the coordinator is gone, its own end is what the launcher sees.
+                let _ = control.say(ToCoordinator::Failed(failure.clone()));
+            }
+        })
     });
-    trained.inspect_err(|failure| {
-        if status.failure().is_none_or(|known| known.replica == placement.replica) {
-            // If the coordinator is gone, its own end is what the launcher sees.
-            let _ = control.say(&ToCoordinator::Failed(failure.clone()));
-        }
+    if let Err(failure) = &worked {
         status.fail(failure.clone());
-    })
+    }
+    match host.map(|host| host.close(replica)) {
+        None | Some(Ok(())) => worked,
+        Some(Err(failure)) => worked.and(Err(failure)),
+    }
 }
 
 /// Runs a worker's part; a panic in it is this worker's failure.
@@ -246,21 +302,21 @@ pub(crate) fn remember_panics() {
     }));
 }
 
-fn finish<M: Model>(worker: &Worker, control: &Control, replica: Replica, model: &M) -> Result<(), Failure> {
-    let own = |kind, message| Failure { replica, kind, message, round: Some(worker.rounds()) };
-    let digest = digest(model).map_err(|(kind, error)| own(kind, error))?;
-    let finished = ToCoordinator::Finished(Finished { rounds: worker.rounds(), digest });
-    control.rounds_done(worker.rounds());
-    let said = if replica == Replica::worker(0) {
-        let bytes =
-            model.to_bytes().map_err(|error| own(FailureKind::User, format!("cannot save the model: {error}")))?;
-        control.say_with(&finished, Kind::Model, &bytes)
-    } else {
-        control.say(&finished)
-    };
-    // A broken connection is noticed by the control's reader, which records the failure that ends this wait.
-    drop(said);
-    control.wait_until_released()
+/// Says that this worker is done, waits for the others, and brings the model if it is wanted; returns the model as the run
+/// has it in the end.
+fn finish<M: Model>(worker: &Worker, control: &Control, replica: Replica, mut model: M) -> Result<M, Failure> {
+    let own = |kind, message| Failure { replica, kind, message, round: Some(worker.round()) };
+    let digest = digest(&model).map_err(|(kind, error)| own(kind, error))?;
+    control.rounds_done(worker.round());
+    worker.report_pace();
+    control.say(ToCoordinator::Finished(Finished { rounds: worker.round(), digest }))?;
+    while control.wait_for_the_end()? {
+        model = worker.with_final_parameters(model)?;
+        let unsaved = |error| own(FailureKind::User, format!("cannot save the model: {error}"));
+        let files = vec![(Kind::Model, model.to_bytes().map_err(unsaved)?), (Kind::Tensors, Vec::new())];
+        control.say_with(ToCoordinator::Model, files)?;
+    }
+    Ok(model)
 }
 
 /// SHA-256 over everything in the model, hexadecimal. A model with a number that is not finite is none.

@@ -1,9 +1,10 @@
-//! What every thread of a replica must know of the run: whether it has failed, and whether it is to stop.
+//! What every thread of a replica must know of the run: whether it has failed, whether it is to stop, and who takes part.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::protocol::failure::Failure;
+use crate::protocol::message::{Seat, SeatState};
 
 /// Shared by the threads of one replica.
 #[derive(Default)]
@@ -11,6 +12,8 @@ pub(crate) struct RunStatus {
     failure: Mutex<Option<Failure>>,
     failed: AtomicBool,
     stopping: AtomicBool,
+    /// The workers by rank, as the coordinator told last; empty before.
+    roll: Mutex<Vec<Seat>>,
     wake: Mutex<Vec<Box<dyn Fn() + Send + Sync>>>,
 }
 
@@ -38,6 +41,14 @@ impl RunStatus {
         self.failure.lock().expect("no holder panics").clone()
     }
 
+    /// An error with the cause, if the run has failed: for waits.
+    pub(crate) fn unless_failed(&self) -> Result<(), String> {
+        match self.failure() {
+            None => Ok(()),
+            Some(failure) => Err(failure.to_string()),
+        }
+    }
+
     /// Asks for the run to stop when the round in progress is complete.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
@@ -47,8 +58,28 @@ impl RunStatus {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// Registers what wakes a waiting part when the run fails.
-    pub(crate) fn on_failure(&self, wake: impl Fn() + Send + Sync + 'static) {
+    /// Takes the coordinator's word on who the workers are, and wakes whoever waits for it.
+    pub(crate) fn set_roll(&self, roll: Vec<Seat>) {
+        *self.roll.lock().expect("no holder panics") = roll;
+        self.wake();
+    }
+
+    /// What is known of the worker of this rank.
+    pub(crate) fn seat(&self, rank: usize) -> Seat {
+        self.roll.lock().expect("no holder panics").get(rank).copied().unwrap_or_default()
+    }
+
+    /// The first worker that has returned from `train`, after how many steps, if any has.
+    pub(crate) fn finished(&self) -> Option<(usize, u64)> {
+        let roll = self.roll.lock().expect("no holder panics");
+        roll.iter().enumerate().find_map(|(rank, seat)| match seat.state {
+            SeatState::Finished { rounds } => Some((rank, rounds)),
+            SeatState::Training | SeatState::Lost => None,
+        })
+    }
+
+    /// Registers what wakes a waiting part when the run fails or its roll changes.
+    pub(crate) fn on_change(&self, wake: impl Fn() + Send + Sync + 'static) {
         self.wake.lock().expect("no holder panics").push(Box::new(wake));
         if self.failed.load(Ordering::Acquire) {
             self.wake();

@@ -14,7 +14,10 @@ use super::worker::Worker;
 use crate::protocol::connection::{Connection, at_most};
 use crate::protocol::deadline::HELLO;
 use crate::protocol::failure::{Failure, FailureKind};
-use crate::protocol::message::{FromCoordinator, Hello, Position, Purpose, Speaker, ToCoordinator};
+use crate::protocol::frame::Kind;
+use crate::protocol::message::{
+    FromCoordinator, Hello, Incarnation, Numbered, Position, Purpose, Speaker, ToCoordinator,
+};
 use crate::protocol::transport::{Memory, Transport, Unix};
 use crate::topology::{Address, Mode, Placement, Replica, Role, Topology};
 
@@ -134,6 +137,18 @@ fn run_watched(
     watch: &(dyn Fn(&FromCoordinator, &mut Connection) + Sync),
     start: Position,
 ) -> Ends {
+    run_in_mode(transport, servers, topology, Mode::Sync, train, watch, start)
+}
+
+fn run_in_mode(
+    transport: &Arc<dyn Transport>,
+    servers: &[Address],
+    topology: Topology,
+    mode: Mode,
+    train: TrainFn<'_>,
+    watch: &(dyn Fn(&FromCoordinator, &mut Connection) + Sync),
+    start: Position,
+) -> Ends {
     let context = |replica| Context {
         placement: Placement {
             run: "test".into(),
@@ -143,7 +158,7 @@ fn run_watched(
             threads: 1,
             servers: servers.to_vec(),
             data_dir: None,
-            mode: Mode::Sync,
+            mode,
             rejoin: Duration::ZERO,
         },
         transport: transport.clone(),
@@ -165,7 +180,12 @@ fn run_watched(
             let stream =
                 crate::protocol::transport::connect_patiently(transport.as_ref(), &servers[0], deadline, &|| Ok(()));
             let mut connection = Connection::new(stream.unwrap());
-            let hello = Hello { run: "test".into(), speaker: Speaker::Caller, purpose: Purpose::Control };
+            let hello = Hello {
+                run: "test".into(),
+                speaker: Speaker::Caller,
+                incarnation: Incarnation::fresh(),
+                purpose: Purpose::Control,
+            };
             connection.send(&hello).unwrap();
             let mut heard = Vec::new();
             while let Ok(message) = connection.receive::<FromCoordinator>(&at_most(HELLO)) {
@@ -173,12 +193,14 @@ fn run_watched(
                 heard.push(message);
                 match heard.last() {
                     Some(FromCoordinator::Complete { .. }) => {
-                        connection.receive_frame(crate::protocol::frame::Kind::Model, &at_most(HELLO)).unwrap();
-                        connection.send(&ToCoordinator::Acknowledged).unwrap();
+                        for kind in [Kind::Model, Kind::Tensors] {
+                            connection.receive_frame(kind, &at_most(HELLO)).unwrap();
+                        }
+                        connection.send(&Numbered::from(ToCoordinator::Acknowledged)).unwrap();
                         break;
                     }
                     Some(FromCoordinator::RunFailed(_)) => {
-                        connection.send(&ToCoordinator::Acknowledged).unwrap();
+                        connection.send(&Numbered::from(ToCoordinator::Acknowledged)).unwrap();
                         break;
                     }
                     _ => {}
@@ -198,6 +220,12 @@ fn in_memory(topology: Topology, train: TrainFn<'_>) -> Ends {
     let servers: Vec<_> = topology.servers().map(|server| Address::Memory(server.file_name())).collect();
     let transport: Arc<dyn Transport> = Arc::new(Memory::default());
     run_over(&transport, &servers, topology, train)
+}
+
+fn in_memory_async(topology: Topology, mode: Mode, train: TrainFn<'_>) -> Ends {
+    let servers: Vec<_> = topology.servers().map(|server| Address::Memory(server.file_name())).collect();
+    let transport: Arc<dyn Transport> = Arc::new(Memory::default());
+    run_in_mode(&transport, &servers, topology, mode, train, &|_, _| {}, Position::default())
 }
 
 fn over_sockets(topology: Topology, train: TrainFn<'_>) -> Ends {
@@ -292,10 +320,12 @@ fn sync_training_is_the_rank_order_mean_to_the_bit() {
 #[test]
 fn the_answer_does_not_depend_on_servers_or_transport() {
     let one = in_memory(Topology::new(3, 1), &train_epochs(Adam::new())).model();
-    for ps in [2, 3, 5] {
+    for ps in [0, 2, 3, 5] {
         assert!(in_memory(Topology::new(3, ps), &train_epochs(Adam::new())).model() == one, "{ps} servers");
     }
-    assert!(over_sockets(Topology::new(3, 2), &train_epochs(Adam::new())).model() == one, "sockets");
+    for ps in [0, 2] {
+        assert!(over_sockets(Topology::new(3, ps), &train_epochs(Adam::new())).model() == one, "{ps} over sockets");
+    }
 }
 
 #[test]
@@ -333,7 +363,7 @@ fn a_rank_without_examples_weighs_nothing_and_its_nan_is_no_failure() {
             for batch in epoch.batches(&data, 2) {
                 let examples = batch.len();
                 let empty = examples == 0;
-                assert_eq!(empty, worker.rank() == 1 && worker.rounds() == 1);
+                assert_eq!(empty, worker.rank() == 1 && worker.round() == 1);
                 let value = if empty { f32::NAN } else { -1.0 };
                 worker.metric("loss", if empty { f64::NAN } else { 1.0 });
                 model = worker.step(model, Gradient::mean(vec![Some(vec![value; 3])], batch.len()), 1.0)?;
@@ -401,7 +431,7 @@ fn a_stop_ends_all_workers_in_the_same_round_and_the_model_comes_home() {
             }
         }
         assert!(worker.is_stopping());
-        model.state = vec![worker.rounds() as f32; 2];
+        model.state = vec![worker.round() as f32; 2];
         Ok(model)
     };
     let transport: Arc<dyn Transport> = Arc::new(Memory::default());
@@ -412,7 +442,7 @@ fn a_stop_ends_all_workers_in_the_same_round_and_the_model_comes_home() {
         &train,
         &|message, caller| {
             if matches!(message, FromCoordinator::Training) && !stopped.swap(true, Ordering::SeqCst) {
-                caller.send(&ToCoordinator::Stop).unwrap();
+                caller.send(&Numbered::from(ToCoordinator::Stop)).unwrap();
             }
         },
         Position::default(),
@@ -502,24 +532,111 @@ fn workers_that_disagree_about_a_step_fail_the_run() {
 }
 
 #[test]
-fn a_worker_whose_connection_breaks_is_named() {
-    let train = |worker: &Worker| {
-        let model = worker.join(Flat::new(&[2], 0.0), Sgd::new())?;
-        if worker.rank() == 1 {
-            worker.break_connections();
+fn connections_that_break_come_back_and_no_step_is_lost_or_repeated() {
+    let train = |breaks: bool| {
+        move |worker: &Worker| {
+            let mut model = worker.join(Flat::new(&SIZES, 0.0), Adam::new())?;
+            for step in 0..20 {
+                if breaks && step % 3 == worker.rank() {
+                    worker.break_connections();
+                }
+                let gradient = model.gradient(&[worker.rank() as f32, step as f32]);
+                model = worker.step(model, Gradient::mean(gradient, 1), 0.1)?;
+                if step % 5 == 0 {
+                    assert_eq!(worker.sum(&[1.0])?, [worker.workers() as f64]);
+                }
+            }
+            Ok(model)
         }
-        Ok(worker.step(model, Gradient::mean(vec![Some(vec![0.0; 2])], 1), 0.1)?)
     };
-    for topology in [Topology::new(2, 1), Topology::new(3, 2)] {
-        let ends = over_sockets(topology, &train);
-        let told = ends.caller.iter().find_map(|message| match message {
-            FromCoordinator::RunFailed(failure) => Some(failure.clone()),
-            _ => None,
-        });
-        let failure = told.expect("the caller is told");
-        assert_eq!((failure.replica, failure.kind), (Replica::worker(1), FailureKind::Lost), "{failure}");
-        assert!(ends.workers.iter().all(Result::is_err));
+    for topology in [Topology::new(2, 1), Topology::new(3, 2), Topology::new(3, 0)] {
+        let whole = over_sockets(topology, &train(false)).model();
+        assert!(over_sockets(topology, &train(true)).model() == whole, "{topology} over sockets");
+        assert!(in_memory(topology, &train(true)).model() == whole, "{topology} in memory");
     }
+}
+
+#[test]
+fn async_with_one_worker_is_sync_to_the_bit() {
+    let sync = in_memory(Topology::new(1, 2), &train_epochs(Adam::new())).model();
+    for mode in [Mode::Async, Mode::Bounded { staleness: 0 }] {
+        let train = train_without_state(Adam::new());
+        let alone = in_memory_async(Topology::new(1, 2), mode, &train).model();
+        assert!(alone.trained == sync.trained, "{mode}");
+    }
+}
+
+/// As [`train_epochs`], with a model that can be trained without rounds.
+fn train_without_state(
+    optimizer: impl Into<Optimizer> + Clone + Sync,
+) -> impl Fn(&Worker) -> anyhow::Result<Flat> + Sync {
+    move |worker| {
+        let data: Vec<f32> = (0..23).map(|i| i as f32).collect();
+        let start = Flat { state: vec![], ..Flat::new(&SIZES, worker.rank() as f32) };
+        let mut model = worker.join(start, optimizer.clone())?;
+        for epoch in worker.epochs(2) {
+            for batch in epoch.batches(&data, 12 / worker.workers()) {
+                let gradient = model.gradient(&batch);
+                model = worker.step(model, Gradient::mean(gradient, batch.len()), 0.1)?;
+            }
+        }
+        Ok(model)
+    }
+}
+
+#[test]
+fn async_pushes_are_each_applied_once() {
+    let train = |worker: &Worker| {
+        let mut model = worker.join(Flat { state: vec![], ..Flat::new(&[70_000, 3], 0.0) }, Sgd::new())?;
+        for step in 0..32 {
+            if step % 7 == worker.rank() {
+                worker.break_connections();
+            }
+            let gradient = vec![Some(vec![1.0; 70_000]), (step % 2 == 0).then(|| vec![1.0; 3])];
+            model = worker.step(model, Gradient::mean(gradient, 1), 0.5)?;
+        }
+        Ok(model)
+    };
+    for topology in [Topology::new(1, 1), Topology::new(3, 1), Topology::new(3, 2)] {
+        let ends = in_memory_async(topology, Mode::Async, &train);
+        // The model that is brought home is the servers'.
+        let model = ends.workers.into_iter().next().unwrap().unwrap();
+        let workers = topology.worker_count() as f32;
+        let (first, second) = (model.trained[0][0], model.trained[1][0]);
+        assert_eq!((first, second), (-16.0 * workers, -8.0 * workers), "{topology}");
+    }
+}
+
+#[test]
+fn bounded_staleness_holds_the_fast_worker_back() {
+    use std::sync::atomic::AtomicU64;
+    for staleness in [0, 2] {
+        let steps = [AtomicU64::new(0), AtomicU64::new(0)];
+        let train = |worker: &Worker| {
+            let mut model = worker.join(Flat { state: vec![], ..Flat::new(&[3], 0.0) }, Sgd::new())?;
+            for _ in 0..30 {
+                if worker.rank() == 1 {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                model = worker.step(model, Gradient::mean(vec![Some(vec![1.0; 3])], 1), 0.5)?;
+                let mine = steps[worker.rank()].fetch_add(1, Ordering::SeqCst) + 1;
+                let other = steps[1 - worker.rank()].load(Ordering::SeqCst);
+                // The other one's last step may be complete without being counted here yet.
+                assert!(mine <= other + staleness + 1, "{mine} steps against {other}");
+            }
+            Ok(model)
+        };
+        let mode = Mode::Bounded { staleness: staleness as u32 };
+        let ends = in_memory_async(Topology::new(2, 1), mode, &train);
+        assert_eq!(ends.workers[0].as_ref().unwrap().trained[0][0], -30.0);
+    }
+}
+
+#[test]
+fn a_model_with_state_cannot_be_trained_without_rounds() {
+    let failure = in_memory_async(Topology::new(2, 1), Mode::Async, &train_epochs(Sgd::new())).failure();
+    assert_eq!(failure.kind, FailureKind::Configuration);
+    assert!(failure.to_string().contains("`state` changes without a gradient"), "{failure}");
 }
 
 #[test]
@@ -538,7 +655,7 @@ fn a_run_goes_on_at_its_position() {
         let rest = (2..5).map(|batch| (1, order(1)[batch * 2] as f32));
         let last = (0..5).map(|batch| (2, order(2)[batch * 2] as f32));
         assert_eq!(seen, rest.chain(last).collect::<Vec<_>>());
-        assert_eq!(worker.rounds(), 15);
+        assert_eq!(worker.round(), 15);
         Ok(model)
     };
     let transport: Arc<dyn Transport> = Arc::new(Memory::default());
@@ -580,12 +697,17 @@ fn a_refused_connection_harms_nobody() {
         let answer = connection.receive::<FromCoordinator>(&at_most(HELLO)).unwrap();
         assert!(matches!(answer, FromCoordinator::Refused { .. }), "{answer:?}");
         // What a refused one says is not obeyed, and that it goes is no loss.
-        let _ = connection.send(&ToCoordinator::Stop);
+        let _ = connection.send(&Numbered::from(ToCoordinator::Stop));
     };
     let train = |worker: &Worker| {
         let mut model = worker.join(Flat::new(&[1], 0.0), Sgd::new())?;
         if worker.rank() == 0 {
-            let hello = |run: &str, speaker| Hello { run: run.into(), speaker, purpose: Purpose::Control };
+            let hello = |run: &str, speaker| Hello {
+                run: run.into(),
+                speaker,
+                incarnation: Incarnation::fresh(),
+                purpose: Purpose::Control,
+            };
             call(&hello("test", Speaker::Replica(Replica::worker(1))));
             call(&hello("test", Speaker::Replica(Replica::worker(9))));
             call(&hello("another", Speaker::Replica(Replica::worker(1))));

@@ -4,25 +4,27 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::control::{Control, open};
+use serde_bytes::ByteBuf;
+
+use super::control::{Control, Gathered};
 use super::data::{Batch, Cut, Dataset, permutation};
-use super::layout::{Layout, LayoutError};
+use super::exchange::{Exchange, ExchangeError, Surroundings, Why};
+use super::layout::{Class, Layout, LayoutError};
 use super::model::{Gradient, Model, Scale};
 use super::optimizer::Optimizer;
-use super::parameter_server::{CHUNK, FromServer, Join};
-use super::shard::{shard, split};
+use super::pace::Stopwatch;
+use super::shard::split;
 use super::status::RunStatus;
 use crate::observe::events::Progress;
 use crate::observe::metrics::MetricPoint;
-use crate::protocol::connection::{Connection, ConnectionError};
-use crate::protocol::deadline::{HEARTBEAT, JOIN, ROUND, TICK};
+use crate::protocol::connection::ConnectionError;
+use crate::protocol::deadline::{HEARTBEAT, TICK};
 use crate::protocol::failure::{Failure, FailureKind};
-use crate::protocol::frame::{HEADER_BYTES, Header, Kind, PushHead, pack_bits};
-use crate::protocol::message::{Hello, Position, Purpose, Speaker};
-use crate::protocol::transport::Transport;
-use crate::topology::{Placement, Rank};
+use crate::protocol::frame::PushHead;
+use crate::protocol::message::{CollectiveKey, Group, Position};
+use crate::topology::{Mode, Placement, Rank};
 
 /// Examples per call in [`Worker::evaluate`]: large enough to keep the processor busy, small enough for any memory.
 /// The cut does not depend on the number of workers, so neither does the result.
@@ -33,20 +35,25 @@ const EVALUATION_BATCH: usize = 256;
 /// Given to [`Train::train`](crate::Train::train). Once something has failed, every call returns that failure, and the
 /// iterators of [`Worker::epochs`] end.
 pub struct Worker {
-    placement: Placement,
-    transport: Arc<dyn Transport>,
+    surroundings: Arc<Surroundings>,
     control: Arc<Control>,
     status: Arc<RunStatus>,
-    start: Position,
+    /// Where training starts, or goes on in a worker that was started again; known for sure after the join.
+    start: Cell<Position>,
     exchange: RefCell<Option<Exchange>>,
     failure: RefCell<Option<Failure>>,
     /// Steps made so far; the number of the round that the next step belongs to.
     round: Cell<u64>,
     place: Cell<Place>,
     examples: Cell<u64>,
+    /// Collectives since the last step; in async mode, since the phase began.
     collectives: Cell<u64>,
+    /// What collectives are told apart by where steps are not made together: 0 before the epochs, `e + 1` in epoch `e`,
+    /// the highest number behind them.
+    phase: Cell<u64>,
     /// The run stops: set by the answer to the step that closed its last round.
     stopped: Cell<bool>,
+    stopwatch: RefCell<Stopwatch>,
     /// Called once this worker's model exists and before it waits for the others.
     before_join: RefCell<Option<Box<dyn FnOnce()>>>,
 }
@@ -99,6 +106,17 @@ pub enum WorkerError {
         /// Workers of the run.
         workers: usize,
     },
+    /// The model keeps numbers that only a sync round averages.
+    #[error(
+        "`{path}` changes without a gradient (as the running means of batch norm do) and is averaged in sync rounds only; \
+         this run is {mode}: take the layer out, for example use layer or group norm, or set `mode = \"sync\"`"
+    )]
+    StateWithoutRounds {
+        /// The first such tensor.
+        path: String,
+        /// The mode of the run.
+        mode: Mode,
+    },
     /// A batch of no examples was asked for.
     #[error("a batch size of 0 makes no steps; pass at least 1")]
     EmptyBatch,
@@ -123,6 +141,7 @@ impl WorkerError {
             | WorkerError::EmptyBatch
             | WorkerError::NotJoined
             | WorkerError::JoinedTwice
+            | WorkerError::StateWithoutRounds { .. }
             | WorkerError::LearningRate(_) => FailureKind::Configuration,
         }
     }
@@ -159,39 +178,28 @@ impl fmt::Display for Collective {
     }
 }
 
-/// Connections to all servers, and the buffers that every step uses again.
-struct Exchange {
-    layout: Layout,
-    servers: Vec<Connection>,
-    gradient: Vec<f32>,
-    parameters: Vec<f32>,
-    present: Vec<bool>,
-    presence: Vec<u8>,
-}
-
 impl Worker {
-    pub(crate) fn new(
-        placement: Placement,
-        transport: Arc<dyn Transport>,
-        control: Arc<Control>,
-        status: Arc<RunStatus>,
-        start: Position,
-    ) -> Self {
+    pub(crate) fn new(surroundings: Surroundings, control: Arc<Control>, start: Position) -> Self {
         Self {
-            placement,
-            transport,
             control,
-            status,
-            start,
+            status: surroundings.status.clone(),
+            surroundings: Arc::new(surroundings),
+            start: Cell::new(start),
             exchange: RefCell::default(),
             failure: RefCell::default(),
-            round: Cell::new(start.round),
+            round: Cell::new(0),
             place: Cell::default(),
             examples: Cell::new(0),
             collectives: Cell::new(0),
+            phase: Cell::new(0),
             stopped: Cell::new(false),
+            stopwatch: RefCell::default(),
             before_join: RefCell::default(),
         }
+    }
+
+    fn placement(&self) -> &Placement {
+        &self.surroundings.placement
     }
 
     /// Sets what happens once this worker's model exists, before it waits for the others.
@@ -201,27 +209,34 @@ impl Worker {
 
     /// This worker's number, from 0.
     pub fn rank(&self) -> usize {
-        self.placement.replica.rank.index()
+        self.placement().replica.rank.index()
     }
 
     /// Number of workers of the run.
     pub fn workers(&self) -> usize {
-        self.placement.topology.worker_count()
+        self.placement().topology.worker_count()
+    }
+
+    /// Steps that this worker has made, also before it was started again: the number of the round that its next step is of.
+    ///
+    /// A loop of the user's own, without [`Worker::epochs`], goes on from here.
+    pub fn round(&self) -> u64 {
+        self.round.get()
     }
 
     /// Seed of the run.
     pub fn seed(&self) -> u64 {
-        self.placement.seed
+        self.placement().seed
     }
 
     /// Compute threads that this worker may use.
     pub fn threads(&self) -> usize {
-        self.placement.threads as usize
+        self.placement().threads as usize
     }
 
     /// The folder that `data = "..."` names, absolute; without it, the folder that the process runs in.
     pub fn data_dir(&self) -> &Path {
-        self.placement.data_dir.as_deref().unwrap_or(Path::new("."))
+        self.placement().data_dir.as_deref().unwrap_or(Path::new("."))
     }
 
     /// Whether the run was told to stop: the loops have ended early, evaluate and return the model.
@@ -250,36 +265,37 @@ impl Worker {
             return Err(WorkerError::JoinedTwice);
         }
         let layout = model.layout()?;
+        let mode = self.placement().mode;
+        if !mode.is_sync()
+            && let Some(tensor) = layout.of(Class::State).find(|tensor| !tensor.is_empty())
+        {
+            return Err(WorkerError::StateWithoutRounds { path: tensor.path.clone(), mode });
+        }
         self.end_turn();
-        let mut exchange = self.open_exchange(layout)?;
-        let first = self.rank() == 0;
-        if first {
-            model.read_trained(&mut exchange.parameters);
-        }
-        let join = Join { layout: exchange.layout.clone(), optimizer };
-        let state_bytes = exchange.layout.state_len() * size_of::<f32>();
-        let unlearned = if first { read_unlearned(&model, state_bytes) } else { Vec::new() };
-        for (index, server) in exchange.servers.iter_mut().enumerate() {
-            let sent = server.send(&join).and_then(|()| {
-                if !first {
-                    return Ok(());
-                }
-                let range = shard(exchange.parameters.len(), index, self.placement.topology.server_count());
-                server.send_frame(Kind::Parameters, bytemuck::cast_slice(&exchange.parameters[range]))?;
-                if index == 0 { server.send_frame(Kind::Frozen, &unlearned) } else { Ok(()) }
-            });
-            sent.map_err(|error| self.lost_server(index, server_failure(error)))?;
-        }
-        let mut unlearned = Vec::new();
-        for index in 0..exchange.servers.len() {
-            let answer = exchange.receive_joined(index, &|waited| self.patience(waited, JOIN * 2));
-            unlearned.extend(answer.map_err(|error| self.lost_server(index, error))?);
-        }
-        let model = if first { model } else { self.write_unlearned(model, &unlearned, state_bytes)? };
+        let state_len = layout.state_len();
+        let state_bytes = state_len * size_of::<f32>();
+        let initial = |parameters: &mut [f32]| {
+            model.read_trained(parameters);
+            read_unlearned(&model, state_bytes)
+        };
+        let (exchange, start) = Exchange::join(self.surroundings.clone(), layout, optimizer, initial)
+            .map_err(|error| self.lost_server(error))?;
         // Rank 0 takes them too, although they are its own: so a lazily initialised tensor is the same object as
         // elsewhere, and runs of one and of several workers do the same.
-        let model = model.write_trained(&exchange.parameters);
-        M::seed(seed_of_rank(self.seed(), self.placement.replica.rank));
+        let mut model = model.write_trained(&exchange.parameters);
+        if self.rank() != 0 || start.position.round > 0 {
+            model = self.write_unlearned(model, &start.unlearned, state_bytes)?;
+        }
+        if let Some(Gathered { parts, .. }) = self.control.last_state()
+            && let Some(ranks) = self.states(&parts, state_len)
+        {
+            model = model.write_state(&weighted_mean(&ranks, state_len));
+        }
+        M::seed(seed_of_rank(self.seed(), self.placement().replica.rank));
+        self.start.set(start.position);
+        self.round.set(start.position.round);
+        self.collectives.set(if start.position.round > 0 { 0 } else { self.collectives.get() });
+        self.stopwatch.borrow_mut().start();
         *self.exchange.borrow_mut() = Some(exchange);
         Ok(model)
     }
@@ -287,44 +303,19 @@ impl Worker {
     fn write_unlearned<M: Model>(&self, model: M, bytes: &[u8], state_bytes: usize) -> Result<M, WorkerError> {
         let split = bytes.split_at_checked(state_bytes).ok_or_else(|| {
             let short = ConnectionError::Protocol(format!("{} bytes of state instead of {state_bytes}", bytes.len()));
-            self.lost_server(0, server_failure(short))
+            self.lost_server(ExchangeError { server: 0, why: Why::Connection(short) })
         })?;
         let model = model.write_frozen(split.1);
         let state: Vec<f32> = bytemuck::pod_collect_to_vec(split.0);
         Ok(if state.is_empty() { model } else { model.write_state(&state) })
     }
 
-    fn open_exchange(&self, layout: Layout) -> Result<Exchange, WorkerError> {
-        let hello = Hello {
-            run: self.placement.run.clone(),
-            speaker: Speaker::Replica(self.placement.replica),
-            purpose: Purpose::Data,
-        };
-        let waiting = || match self.status.failure() {
-            None => Ok(()),
-            Some(failure) => Err(std::io::Error::other(failure.to_string())),
-        };
-        let mut servers = Vec::new();
-        for (index, address) in self.placement.servers.iter().enumerate() {
-            let connection = open(self.transport.as_ref(), address, &hello, &waiting)
-                .map_err(|error| self.lost_server(index, server_failure(error)))?;
-            servers.push(connection);
-        }
-        Ok(Exchange {
-            gradient: vec![0.0; layout.trained_len()],
-            parameters: vec![0.0; layout.trained_len()],
-            present: vec![false; layout.trained().count()],
-            presence: Vec::new(),
-            servers,
-            layout,
-        })
-    }
-
     /// The epochs that are still to be trained, `epochs` in all.
     ///
     /// Starts where the run stands, and ends early, in the same round on every worker, when the run is told to stop.
     pub fn epochs(&self, epochs: usize) -> Epochs<'_> {
-        let first = if self.round.get() == self.start.round { self.start.epoch } else { 0 };
+        let start = self.start.get();
+        let first = if self.round.get() == start.round { start.epoch } else { 0 };
         Epochs { worker: self, next: first, epochs: epochs as u64 }
     }
 
@@ -371,7 +362,7 @@ impl Worker {
         let exchange = exchange.as_mut().ok_or(WorkerError::NotJoined)?;
         let mut place = self.place.get();
         let examples = gradient.examples;
-        exchange.take_gradient(&model, gradient).map_err(|path| WorkerError::NotFinite {
+        take_gradient(exchange, &model, gradient).map_err(|path| WorkerError::NotFinite {
             path,
             round: self.round.get(),
             epoch: place.epoch,
@@ -381,53 +372,44 @@ impl Worker {
             // A loop of the user's own, without `batches`: the previous round gets no more metrics.
             self.control.rounds_done(self.round.get());
         }
-        let head = PushHead { round: self.round.get(), examples: examples as u64, learning_rate };
-        let stop = self.exchange_round(exchange, head)?;
+        let in_batch = place.examples.is_some();
+        let batches_done = if in_batch { place.batch + 1 } else { 0 };
+        let head = PushHead {
+            round: self.round.get(),
+            examples: examples as u64,
+            learning_rate,
+            epoch: place.epoch,
+            batches_done,
+        };
+        let asked = Instant::now();
+        let stepped = exchange.step(head).map_err(|error| self.lost_server(error))?;
         let model = model.write_trained(&exchange.parameters);
+        self.stopwatch.borrow_mut().step(asked, examples as u64, stepped);
         self.round.set(head.round + 1);
+        if self.placement().mode.is_sync() {
+            self.collectives.set(0);
+        }
         self.examples.set(self.examples.get() + examples as u64);
         place.since_average += examples as u64;
         place.stepped = true;
-        self.stopped.set(stop);
-        let closes = stop || (place.examples.is_some() && place.batch + 1 == place.batches);
+        self.stopped.set(stepped.stop);
+        let closes = stepped.stop || (in_batch && place.batch + 1 == place.batches);
         let model = if closes { self.average_state(&exchange.layout, model, place.since_average)? } else { model };
         if closes {
             place.since_average = 0;
         }
         self.place.set(place);
         let progress = Progress {
-            rank: self.placement.replica.rank,
+            rank: self.placement().replica.rank,
             epoch: place.epoch,
             epochs: place.epochs,
             batch: place.batch + 1,
             batches: place.batches,
             examples: self.examples.get(),
         };
-        let (epoch, batch) = match progress.batch < progress.batches {
-            true => (progress.epoch, progress.batch),
-            false => (progress.epoch + 1, 0),
-        };
-        self.control.progress(progress, Position { epoch, batch, round: self.round.get() });
+        let position = Position { epoch: place.epoch, batch: batches_done, round: self.round.get() };
+        self.control.progress(progress, position, || self.stopwatch.borrow().pace());
         Ok(model)
-    }
-
-    /// Push and pull with all servers, chunk by chunk in turn so that they work at the same time. All workers go in the
-    /// same order, so that no two wait for each other. Returns whether the run stops with this round.
-    fn exchange_round(&self, exchange: &mut Exchange, head: PushHead) -> Result<bool, WorkerError> {
-        let push = |waited| self.patience(waited, ROUND * 2);
-        let sent = exchange.push(head, &push);
-        sent.map_err(|(server, error)| self.lost_server(server, server_failure(error)))?;
-        exchange.pull(&push).map_err(|(server, error)| self.lost_server(server, error))
-    }
-
-    /// Whether to go on waiting for a server: not once the run has failed, and not for ever.
-    fn patience(&self, waited: Duration, limit: Duration) -> Result<(), String> {
-        match self.status.failure() {
-            Some(failure) => Err(failure.to_string()),
-            // The server names the late worker after a ROUND; here is only the outermost bound.
-            None if waited > limit => Err(format!("no answer within {} s", limit.as_secs())),
-            None => Ok(()),
-        }
     }
 
     /// Averages the state over the workers, weighted by examples, in rank order; equal bits are kept as they are.
@@ -441,18 +423,23 @@ impl Worker {
         let mut part = examples.to_le_bytes().to_vec();
         part.extend_from_slice(bytemuck::cast_slice(&state));
         let collective = Collective::State { len: len as u64 };
-        let parts = self.gather(collective, &part)?;
-        let mut ranks = Vec::with_capacity(parts.len());
-        for (rank, part) in parts.iter().enumerate() {
-            let (examples, values) = part.split_at_checked(8).ok_or_else(|| self.odd_part(rank, collective))?;
-            let examples = u64::from_le_bytes(examples.try_into().expect("split at eight"));
-            let values: Vec<f32> = bytemuck::pod_collect_to_vec(values);
-            if values.len() != len {
-                return Err(self.odd_part(rank, collective));
-            }
-            ranks.push((examples, values));
-        }
+        let key = CollectiveKey { round: self.round.get(), group: Group::State, index: 0 };
+        let parts = self.control.gather(key, [&collective.encode()[..], &part].concat());
+        let Gathered { parts, .. } = parts.map_err(WorkerError::RunFailed)?;
+        self.bodies(&parts, collective)?;
+        let ranks = self.states(&parts, len).ok_or_else(|| self.odd_part(0, collective))?;
         Ok(model.write_state(&weighted_mean(&ranks, len)))
+    }
+
+    /// Examples and state of each rank that gave them; `None` if some part is of another length.
+    fn states(&self, parts: &[Option<ByteBuf>], len: usize) -> Option<Vec<(u64, Vec<f32>)>> {
+        let head = Collective::State { len: len as u64 }.encode();
+        let state = |part: &ByteBuf| {
+            let (examples, values) = part.strip_prefix(&head[..])?.split_at_checked(8)?;
+            let values: Vec<f32> = bytemuck::pod_collect_to_vec(values);
+            (values.len() == len).then(|| (u64::from_le_bytes(examples.try_into().expect("split at eight")), values))
+        };
+        parts.iter().flatten().map(state).collect()
     }
 
     fn odd_part(&self, rank: usize, collective: Collective) -> WorkerError {
@@ -462,7 +449,7 @@ impl Worker {
             message: format!(
                 "it called something else while {} called {collective}; all workers must call `evaluate` and `sum` together, \
                  in the same order and with as many examples or numbers",
-                self.placement.replica
+                self.placement().replica
             ),
             round: Some(self.round.get()),
         })
@@ -478,7 +465,7 @@ impl Worker {
         let stepped = place.examples.is_some() && place.stepped;
         let round = if stepped { self.round.get() - 1 } else { self.round.get() };
         self.control.metric(MetricPoint {
-            rank: self.placement.replica.rank,
+            rank: self.placement().replica.rank,
             name: name.to_owned(),
             epoch: place.epoch,
             round,
@@ -514,8 +501,17 @@ impl Worker {
         let collective = Collective::Evaluate { examples: data.len() as u64 };
         let parts = self.gather(collective, bytemuck::cast_slice(&sums)).map_err(|error| self.remember(error))?;
         // One sum over all chunks in their order, so that the bits do not depend on who measured which.
-        let total: f64 = parts.iter().flat_map(|part| bytemuck::pod_collect_to_vec::<u8, f64>(part)).sum();
-        Ok(total / data.len() as f64)
+        let (mut total, mut examples) = (0.0, 0);
+        for (rank, part) in parts.iter().enumerate() {
+            let sums: Vec<f64> = part.as_deref().map(bytemuck::pod_collect_to_vec).unwrap_or_default();
+            total = sums.iter().fold(total, |total, sum| total + sum);
+            // A rank that is lost measures nothing, and the mean is that of the others' examples.
+            let measured = split(chunks, rank, self.workers());
+            if part.is_some() {
+                examples += data.len().min(measured.end * EVALUATION_BATCH) - measured.start * EVALUATION_BATCH;
+            }
+        }
+        Ok(total / examples as f64)
     }
 
     /// The element-wise sum of `values` over all workers, added in rank order. All workers must call this together.
@@ -533,7 +529,8 @@ impl Worker {
         let parts = self.gather(collective, bytemuck::cast_slice(values)).map_err(|error| self.remember(error))?;
         let mut total = vec![0.0; values.len()];
         for (rank, part) in parts.iter().enumerate() {
-            let part: Vec<f64> = bytemuck::pod_collect_to_vec(part.as_slice());
+            let Some(part) = part else { continue };
+            let part: Vec<f64> = bytemuck::pod_collect_to_vec(part);
             if part.len() != total.len() {
                 return Err(self.remember(self.odd_part(rank, collective)));
             }
@@ -542,21 +539,45 @@ impl Worker {
         Ok(total)
     }
 
-    /// One collective of all workers: every rank's bytes, in rank order. All ranks must mean the same `collective`.
-    fn gather(&self, collective: Collective, body: &[u8]) -> Result<Vec<Vec<u8>>, WorkerError> {
+    /// One collective of all workers: every rank's bytes, in rank order; none of a rank that is lost. All ranks must mean the
+    /// same `collective`.
+    fn gather(&self, collective: Collective, body: &[u8]) -> Result<Vec<Option<Vec<u8>>>, WorkerError> {
         // The others may be waiting for their turn to come here.
         self.end_turn();
-        let sequence = self.collectives.get();
-        self.collectives.set(sequence + 1);
-        let head = collective.encode();
-        let parts = self.control.gather(sequence, [&head[..], body].concat()).map_err(WorkerError::RunFailed)?;
-        let mut bodies = Vec::with_capacity(parts.len());
-        for (rank, part) in parts.iter().enumerate() {
-            let theirs = part.split_at_checked(head.len());
-            let body = theirs.filter(|(theirs, _)| *theirs == head).map(|(_, body)| body.to_vec());
-            bodies.push(body.ok_or_else(|| self.odd_part(rank, collective))?);
+        let index = self.collectives.get();
+        self.collectives.set(index + 1);
+        let is_sync = self.placement().mode.is_sync();
+        let round = if is_sync { self.round.get() } else { self.phase.get() };
+        let key = CollectiveKey { round, group: Group::User, index };
+        let gathered = self.control.gather(key, [&collective.encode()[..], body].concat());
+        let Gathered { parts, stopping } = gathered.map_err(WorkerError::RunFailed)?;
+        self.stopwatch.borrow_mut().start();
+        if stopping && !is_sync {
+            // Some worker has made its last step, and would not meet this one in what it does behind another.
+            self.stopped.set(true);
         }
-        Ok(bodies)
+        self.bodies(&parts, collective)
+    }
+
+    /// Another phase begins.
+    fn enter(&self, phase: u64) {
+        self.phase.set(phase);
+        if !self.placement().mode.is_sync() {
+            self.collectives.set(0);
+        }
+    }
+
+    /// What the parts of a collective hold; all must begin with the same `collective`.
+    fn bodies(&self, parts: &[Option<ByteBuf>], collective: Collective) -> Result<Vec<Option<Vec<u8>>>, WorkerError> {
+        let head = collective.encode();
+        let body = |(rank, part): (usize, &Option<ByteBuf>)| match part {
+            None => Ok(None),
+            Some(part) => match part.strip_prefix(&head[..]) {
+                Some(body) => Ok(Some(body.to_vec())),
+                None => Err(self.odd_part(rank, collective)),
+            },
+        };
+        parts.iter().enumerate().map(body).collect()
     }
 
     /// This worker's model exists, or it needs the others before: the next one may begin.
@@ -571,16 +592,11 @@ impl Worker {
         self.failure.borrow().clone().or_else(|| self.status.failure())
     }
 
-    /// Rounds that this worker took part in.
-    pub(crate) fn rounds(&self) -> u64 {
-        self.round.get()
-    }
-
-    /// Breaks all connections, as the death of the process would.
+    /// Breaks all connections, as a network would; they come back.
     #[cfg(test)]
     pub(crate) fn break_connections(&self) {
         self.control.break_connection();
-        self.exchange.borrow().iter().flat_map(|exchange| &exchange.servers).for_each(Connection::shutdown);
+        self.exchange.borrow().iter().for_each(Exchange::break_connections);
     }
 
     /// The round that a failure now belongs to: none before the first step.
@@ -588,14 +604,25 @@ impl Worker {
         Some(self.round.get()).filter(|round| *round > 0)
     }
 
-    /// Says goodbye to the servers.
-    pub(crate) fn leave(&self) {
-        if let Some(exchange) = self.exchange.borrow_mut().as_mut() {
-            for server in &mut exchange.servers {
-                // A server that is gone needs no goodbye.
-                let _ = server.send_frame(Kind::Leave, &[]);
+    /// The model with the parameters that the servers hold, which in async mode differ from this worker's last ones.
+    pub(crate) fn with_final_parameters<M: Model>(&self, model: M) -> Result<M, Failure> {
+        let mut exchange = self.exchange.borrow_mut();
+        match exchange.as_mut() {
+            Some(exchange) if !self.placement().mode.is_sync() => {
+                let fetched = exchange.fetch(self.round.get());
+                fetched.map_err(|error| match self.lost_server(error) {
+                    WorkerError::RunFailed(failure) => failure,
+                    other => unreachable!("{other} is not a lost server"),
+                })?;
+                Ok(model.write_trained(&exchange.parameters))
             }
+            _ => Ok(model),
         }
+    }
+
+    /// Reports how the steps went, for the last time.
+    pub(crate) fn report_pace(&self) {
+        self.control.pace(self.stopwatch.borrow().pace());
     }
 
     fn check(&self) -> Result<(), WorkerError> {
@@ -610,7 +637,7 @@ impl Worker {
         let failure = match &error {
             WorkerError::RunFailed(failure) => failure.clone(),
             other => Failure {
-                replica: self.placement.replica,
+                replica: self.placement().replica,
                 kind: other.kind(),
                 message: other.to_string(),
                 round: self.exchange.borrow().is_some().then(|| self.round.get()),
@@ -621,10 +648,18 @@ impl Worker {
     }
 
     /// What to make of a broken exchange with a server: the run's failure if one is known, else the server's loss.
-    fn lost_server(&self, server: usize, failure: ServerFailure) -> WorkerError {
-        let error = match failure {
-            ServerFailure::RunFailed(failure) => return WorkerError::RunFailed(failure),
-            ServerFailure::Connection(error) => error,
+    fn lost_server(&self, ExchangeError { server, why }: ExchangeError) -> WorkerError {
+        let (kind, error) = match why {
+            Why::RunFailed(failure) => return WorkerError::RunFailed(failure),
+            Why::Refused(reason) => (FailureKind::Lost, reason),
+            Why::Connection(error) => {
+                let kind = match error {
+                    ConnectionError::Protocol(_) => FailureKind::Protocol,
+                    ConnectionError::GivenUp(_) => FailureKind::Timeout,
+                    ConnectionError::Broken(_) => FailureKind::Lost,
+                };
+                (kind, error.to_string())
+            }
         };
         // The cause travels by the control connection and may be a moment behind the broken one.
         let patience = Instant::now() + HEARTBEAT;
@@ -632,13 +667,9 @@ impl Worker {
             std::thread::sleep(TICK / 50);
         }
         WorkerError::RunFailed(self.status.failure().unwrap_or_else(|| Failure {
-            replica: crate::topology::Replica::ps(server as u32),
-            kind: match error {
-                ConnectionError::Protocol(_) => FailureKind::Protocol,
-                ConnectionError::GivenUp(_) => FailureKind::Timeout,
-                ConnectionError::Broken(_) => FailureKind::Lost,
-            },
-            message: format!("{error}, as {} saw it", self.placement.replica),
+            replica: self.placement().topology.server(server as u32),
+            kind,
+            message: format!("{error}, as {} saw it", self.placement().replica),
             round: Some(self.round.get()),
         }))
     }
@@ -649,16 +680,6 @@ fn read_unlearned<M: Model>(model: &M, state_bytes: usize) -> Vec<u8> {
     let mut state = vec![0f32; state_bytes / size_of::<f32>()];
     model.read_state(&mut state);
     [bytemuck::cast_slice(&state), &model.read_frozen()].concat()
-}
-
-/// Why a server did not answer.
-enum ServerFailure {
-    RunFailed(Failure),
-    Connection(ConnectionError),
-}
-
-fn server_failure(error: ConnectionError) -> ServerFailure {
-    ServerFailure::Connection(error)
 }
 
 /// The seed of a rank's generator after joining: distinct for every (seed, rank), spread over all bits.
@@ -687,129 +708,31 @@ fn weighted_mean(ranks: &[(u64, Vec<f32>)], len: usize) -> Vec<f32> {
     (0..len).map(mean).collect()
 }
 
-impl Exchange {
-    /// Flattens the gradient of the mean loss. The path of the first tensor with a value that is not finite is an error,
-    /// unless the gradient stands for no example.
-    fn take_gradient<M: Model>(&mut self, model: &M, gradient: Gradient<M::Gradients>) -> Result<(), String> {
-        model.read_gradients(gradient.inner, &mut self.gradient, &mut self.present);
-        if gradient.examples == 0 {
-            self.gradient.fill(0.0);
-            self.present.fill(false);
-            return Ok(());
-        }
-        if gradient.scale == Scale::Sum {
-            let scale = 1.0 / gradient.examples as f32;
-            self.gradient.iter_mut().for_each(|value| *value *= scale);
-        }
-        // `&` instead of `&&` keeps the loop free of branches, so that it runs at the speed of memory.
-        if self.gradient.iter().fold(true, |finite, value| finite & value.is_finite()) {
-            return Ok(());
-        }
-        let mut start = 0;
-        for tensor in self.layout.trained() {
-            if self.gradient[start..start + tensor.len()].iter().any(|value| !value.is_finite()) {
-                return Err(tensor.path.clone());
-            }
-            start += tensor.len();
-        }
-        unreachable!("the tensors tile the gradient")
+/// Flattens the gradient of the mean loss. The path of the first tensor with a value that is not finite is an error, unless
+/// the gradient stands for no example.
+fn take_gradient<M: Model>(exchange: &mut Exchange, model: &M, gradient: Gradient<M::Gradients>) -> Result<(), String> {
+    model.read_gradients(gradient.inner, &mut exchange.gradient, &mut exchange.present);
+    if gradient.examples == 0 {
+        exchange.gradient.fill(0.0);
+        exchange.present.fill(false);
+        return Ok(());
     }
-
-    fn push(
-        &mut self,
-        head: PushHead,
-        patience: crate::protocol::connection::Patience<'_>,
-    ) -> Result<(), (usize, ConnectionError)> {
-        let Self { servers, gradient, present, presence, .. } = self;
-        pack_bits(present, presence);
-        let count = servers.len();
-        let shards = |index| shard(gradient.len(), index, count);
-        let chunks = shards(0).len().div_ceil(CHUNK).max(1);
-        let mut start = Vec::with_capacity(HEADER_BYTES + PushHead::BYTES + presence.len());
-        for chunk in 0..chunks {
-            for (index, server) in servers.iter_mut().enumerate() {
-                let range = shards(index);
-                let values = &gradient[range.clone()];
-                let part = &values[(chunk * CHUNK).min(values.len())..((chunk + 1) * CHUNK).min(values.len())];
-                let part: &[u8] = bytemuck::cast_slice(part);
-                let sent = if chunk == 0 {
-                    let length = PushHead::BYTES + presence.len() + values.len() * 4;
-                    start.clear();
-                    start.extend(Header { kind: Kind::Push, length_bytes: length as u64 }.encode());
-                    start.extend(head.encode());
-                    start.extend_from_slice(presence);
-                    server.write_both_patiently(&start, part, patience)
-                } else {
-                    server.write_all(part, patience)
-                };
-                sent.map_err(|error| (index, error))?;
-            }
-        }
-        Ok(())
+    if gradient.scale == Scale::Sum {
+        let scale = 1.0 / gradient.examples as f32;
+        exchange.gradient.iter_mut().for_each(|value| *value *= scale);
     }
-
-    /// Reads the new parameters of all servers. Returns whether the run stops with this round.
-    fn pull(&mut self, patience: crate::protocol::connection::Patience<'_>) -> Result<bool, (usize, ServerFailure)> {
-        let Self { servers, parameters, .. } = self;
-        let (count, len) = (servers.len(), parameters.len());
-        let mut stop = false;
-        let chunks = shard(len, 0, count).len().div_ceil(CHUNK).max(1);
-        for chunk in 0..chunks {
-            for (index, server) in servers.iter_mut().enumerate() {
-                let range = shard(len, index, count);
-                let lost = |error| (index, error);
-                if chunk == 0 {
-                    stop |= read_parameters_header(server, range.len(), patience).map_err(lost)?;
-                }
-                let (from, to) = ((chunk * CHUNK).min(range.len()), ((chunk + 1) * CHUNK).min(range.len()));
-                let part = &mut parameters[range.start + from..range.start + to];
-                let read = server.read_exact(bytemuck::cast_slice_mut(part), patience);
-                read.map_err(|error| (index, server_failure(error)))?;
-            }
-        }
-        Ok(stop)
+    // `&` instead of `&&` keeps the loop free of branches, so that it runs at the speed of memory.
+    if exchange.gradient.iter().fold(true, |finite, value| finite & value.is_finite()) {
+        return Ok(());
     }
-
-    /// Server `index`'s answer to the join: its initial parameters, and the frozen ones if it is server 0.
-    fn receive_joined(
-        &mut self,
-        index: usize,
-        patience: crate::protocol::connection::Patience<'_>,
-    ) -> Result<Vec<u8>, ServerFailure> {
-        let (len, count) = (self.parameters.len(), self.servers.len());
-        let server = &mut self.servers[index];
-        match server.receive(patience).map_err(server_failure)? {
-            FromServer::Joined => {}
-            FromServer::RunFailed(failure) => return Err(ServerFailure::RunFailed(failure)),
+    let mut start = 0;
+    for tensor in exchange.layout.trained() {
+        if exchange.gradient[start..start + tensor.len()].iter().any(|value| !value.is_finite()) {
+            return Err(tensor.path.clone());
         }
-        let range = shard(len, index, count);
-        read_parameters_header(server, range.len(), patience)?;
-        let values = bytemuck::cast_slice_mut(&mut self.parameters[range]);
-        server.read_exact(values, patience).map_err(server_failure)?;
-        match index {
-            0 => server.receive_frame(Kind::Frozen, patience).map_err(server_failure),
-            _ => Ok(Vec::new()),
-        }
+        start += tensor.len();
     }
-}
-
-/// Reads the header before `values` parameters. Returns whether the run stops with the round that they close.
-fn read_parameters_header(
-    server: &mut Connection,
-    values: usize,
-    patience: crate::protocol::connection::Patience<'_>,
-) -> Result<bool, ServerFailure> {
-    let header = server.read_header(patience).map_err(server_failure)?;
-    match header.kind {
-        Kind::Parameters | Kind::LastParameters if header.length_bytes == values as u64 * 4 => {
-            Ok(header.kind == Kind::LastParameters)
-        }
-        Kind::Message => match server.read_message(header).map_err(server_failure)? {
-            FromServer::RunFailed(failure) => Err(ServerFailure::RunFailed(failure)),
-            FromServer::Joined => Err(server_failure(ConnectionError::Protocol("a second `joined`".into()))),
-        },
-        _ => Err(server_failure(ConnectionError::Protocol(format!("{header:?} instead of {values} parameters")))),
-    }
+    unreachable!("the tensors tile the gradient")
 }
 
 /// Iterator over the epochs of a run. Made by [`Worker::epochs`].
@@ -825,10 +748,12 @@ impl<'w> Iterator for Epochs<'w> {
     fn next(&mut self) -> Option<Epoch<'w>> {
         let worker = self.worker;
         if self.next >= self.epochs || worker.stopped.get() || worker.failure().is_some() {
+            worker.enter(u64::MAX);
             return None;
         }
         let index = self.next;
         self.next += 1;
+        worker.enter(index + 1);
         let mut place = worker.place.get();
         (place.epoch, place.epochs, place.examples) = (index, self.epochs, None);
         worker.place.set(place);
@@ -861,8 +786,9 @@ impl<'w> Epoch<'w> {
         } else if examples < workers {
             worker.remember(WorkerError::TooFewExamples { examples, workers });
         }
-        let resumes = worker.round.get() == worker.start.round && self.index == worker.start.epoch;
-        let next = if resumes { worker.start.batch as usize } else { 0 };
+        let start = worker.start.get();
+        let resumes = worker.round.get() == start.round && self.index == start.epoch;
+        let next = if resumes { start.batch as usize } else { 0 };
         let order = permutation(worker.seed(), self.index, examples);
         Batches { worker, data, order, cut: Cut::new(examples, batch_size.max(1), workers), next }
     }
