@@ -4,6 +4,6 @@
 //! (`cargo add serde --features derive`).
 
 pub use crate::runtime::data::Dataset;
-pub use crate::runtime::optimizer::{Adam, AdamW, Sgd};
+pub use crate::runtime::optimizer::{AdaGrad, Adam, AdamW, RmsProp, Sgd};
 pub use crate::{DistributedTraining as _, Gradient, LaunchOptions, Topology, Train, Worker, distributed_training};
 pub use serde::{Deserialize, Serialize};

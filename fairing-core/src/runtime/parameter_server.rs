@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::layout::{Layout, TensorSpec};
-use super::optimizer::{Optimizer, ShardOptimizer};
+use super::optimizer::{Optimizer, Round, ShardOptimizer, mean};
 use super::shard::shard;
 use super::status::RunStatus;
 use crate::protocol::connection::{Connection, ConnectionError};
@@ -377,6 +377,8 @@ struct Shard {
 struct Values {
     parameters: Vec<f32>,
     optimizer: ShardOptimizer,
+    /// The numbers of the round in progress, from its last push on.
+    round: Option<Round>,
     /// The mean gradient of the chunk in hand.
     mean: Vec<f32>,
 }
@@ -410,8 +412,8 @@ impl Shard {
         let (pieces, ranges) = pieces(layout.trained(), &range);
         let workers = topology.worker_count();
         let slot_len = CHUNK.min(range.len());
-        let values =
-            Values { parameters, optimizer: ShardOptimizer::new(*optimizer, ranges), mean: vec![0.0; slot_len] };
+        let optimizer = ShardOptimizer::new(*optimizer, ranges);
+        let values = Values { parameters, optimizer, round: None, mean: vec![0.0; slot_len] };
         let progress = Progress {
             round: first_round,
             heads: vec![None; workers],
@@ -491,7 +493,8 @@ impl Shard {
                 *weight = (examples(head) as f64 / total.max(1) as f64) as f32;
             }
             let mut values = self.values.write().expect("no holder panics");
-            values.optimizer.begin_round(&progress.present, head.learning_rate);
+            let round = values.optimizer.begin_round(&progress.present, head.learning_rate);
+            values.round = Some(round);
         }
         Ok(())
     }
@@ -528,18 +531,13 @@ impl Shard {
     fn apply(&self, chunk: usize, weights: &[f32]) {
         let range = self.chunk(chunk);
         let mut values = self.values.write().expect("no holder panics");
-        let Values { parameters, optimizer, mean } = &mut *values;
-        let mean = &mut mean[..range.len()];
-        for (rank, weight) in weights.iter().enumerate() {
-            let slot = self.slot(rank, chunk).lock().expect("no holder panics");
-            let gradient = &slot[..range.len()];
-            if rank == 0 {
-                mean.iter_mut().zip(gradient).for_each(|(mean, value)| *mean = weight * value);
-            } else {
-                mean.iter_mut().zip(gradient).for_each(|(mean, value)| *mean += weight * value);
-            }
-        }
-        optimizer.apply(range.clone(), &mut parameters[range], mean);
+        let Values { parameters, optimizer, round, mean: out } = &mut *values;
+        let round = round.as_ref().expect("a chunk is complete only if every worker has begun its push");
+        let out = &mut out[..range.len()];
+        let slots: Vec<_> =
+            (0..weights.len()).map(|rank| self.slot(rank, chunk).lock().expect("no holder panics")).collect();
+        mean(out, weights.iter().zip(&slots).map(|(weight, slot)| (*weight, &slot[..range.len()])));
+        optimizer.apply(round, range.clone(), &mut parameters[range], out);
     }
 
     fn send(&self, connection: &mut Connection, kind: Kind) -> Result<(), ConnectionError> {
