@@ -69,11 +69,10 @@ fn sgd_steps_against_the_gradient() {
 fn a_tensor_without_gradient_keeps_parameters_state_and_count() {
     for optimizer in all() {
         let run = |rounds: &[bool]| {
-            let mut shard = ShardOptimizer::new(optimizer, vec![0..1, 1..2]);
+            let mut server = Server::new(optimizer, &[1, 1], 0..2);
             let mut parameters = [1.0, -2.0];
             for &present in rounds {
-                let round = shard.begin_round(&[present; 2], 0.1);
-                shard.apply(&round, 0..2, &mut parameters, &[0.5, 0.25]);
+                server.step(&[present; 2], 0.1, &mut parameters, &[0.5, 0.25]);
             }
             parameters
         };
@@ -115,6 +114,7 @@ struct Server {
     /// Which trained tensor each piece belongs to.
     members: Vec<usize>,
     optimizer: ShardOptimizer,
+    clipping: Option<Clipping>,
     cells: Cells,
 }
 
@@ -130,7 +130,22 @@ impl Server {
             start += size;
         }
         let cells = Cells::new(tensors, range.clone());
-        Self { members, optimizer: ShardOptimizer::new(optimizer, pieces), cells, range }
+        let clipping = optimizer.clipping();
+        Self { range, members, optimizer: ShardOptimizer::new(optimizer, pieces), clipping, cells }
+    }
+
+    /// One step of a server that has all parameters.
+    fn step(&mut self, present: &[bool], learning_rate: f64, parameters: &mut [f32], gradient: &[f32]) {
+        let range = 0..gradient.len();
+        let bits: Vec<bool> = self.members.iter().map(|tensor| present[*tensor]).collect();
+        let mut round = self.optimizer.begin_round(&bits, learning_rate);
+        if let Some(clipping) = self.clipping.filter(|clipping| !matches!(clipping, Clipping::Value(_))) {
+            let mut squares = vec![f64::NAN; self.cells.len()];
+            self.cells.squares(range.clone(), gradient, &mut squares);
+            let scales = clipping.scales(&self.cells, &squares, present);
+            round.scale(self.members.iter().map(|tensor| scales[*tensor]));
+        }
+        self.optimizer.apply(&round, range, parameters, gradient);
     }
 
     /// The parts of the shard that end at `cuts`, each modulo the shard's length, in units of `unit`.
@@ -182,6 +197,14 @@ fn train(optimizer: Optimizer, tensors: &[usize], present: &[bool], count: usize
         }
     }
     parameters.into_iter().map(f32::to_bits).collect()
+}
+
+#[test]
+#[should_panic = "a round whose norms were not clipped"]
+fn a_norm_cannot_be_forgotten() {
+    let mut server = Server::new(Sgd::new().clip_global_norm(1.0).into(), &[2], 0..2);
+    let round = server.optimizer.begin_round(&[true], 0.1);
+    server.optimizer.apply(&round, 0..2, &mut [0.0; 2], &[3.0; 2]);
 }
 
 proptest! {
@@ -256,11 +279,10 @@ fn wide_registers_do_not_change_bits() {
     let mut parameters: Vec<f32> = (0..len).map(|element| noise(element, 0)).collect();
     let mut expected = parameters.clone();
     let mut state = vec![[0.0; 2]; len];
-    let mut optimizer = ShardOptimizer::new(Adam::new().into(), vec![0..len]);
+    let mut server = Server::new(Adam::new().into(), &[len], 0..len);
     for step in 1..=20 {
         let gradient: Vec<f32> = (0..len).map(|element| noise(element, step)).collect();
-        let round = optimizer.begin_round(&[true], 0.01);
-        optimizer.apply(&round, 0..len, &mut parameters, &gradient);
+        server.step(&[true], 0.01, &mut parameters, &gradient);
         for (((parameter, gradient), state), element) in expected.iter_mut().zip(gradient).zip(&mut state).zip(0..) {
             adam(std::hint::black_box(parameter), gradient, state, step as i32);
             assert_eq!(parameters[element].to_bits(), parameter.to_bits(), "element {element}, step {step}");
@@ -305,14 +327,7 @@ fn the_global_norm_is_clipped_as_its_formula_says() {
         let size = 0.1 + step as f32 / 60.0;
         let mut gradient: Vec<f32> = (0..len).map(|element| noise(element, step) * size).collect();
 
-        let mut squares = vec![f64::NAN; server.cells.len()];
-        server.cells.squares(0..len, &gradient, &mut squares);
-        let scales = Clipping::GlobalNorm(norm).scales(&server.cells, &squares, &present);
-        let bits: Vec<bool> = server.members.iter().map(|tensor| present[*tensor]).collect();
-        let mut round = server.optimizer.begin_round(&bits, learning_rate);
-        round.scale(server.members.iter().map(|tensor| scales[*tensor]));
-        server.optimizer.apply(&round, 0..len, &mut parameters, &gradient);
-
+        server.step(&present, learning_rate, &mut parameters, &gradient);
         let mut start = 0;
         for (tensor, len) in tensors.into_iter().enumerate() {
             if !present[tensor] {
@@ -355,11 +370,10 @@ fn a_gradient_that_is_not_finite_stays_visible() {
 #[test]
 fn the_largest_moment_does_not_hide_what_is_not_a_number() {
     for optimizer in all() {
-        let mut shard = ShardOptimizer::new(optimizer, vec![0..1]);
+        let mut server = Server::new(optimizer, &[1], 0..1);
         let mut parameters = [1.0];
         for gradient in [0.5, f32::NAN, 0.5] {
-            let round = shard.begin_round(&[true], 0.1);
-            shard.apply(&round, 0..1, &mut parameters, &[gradient]);
+            server.step(&[true], 0.1, &mut parameters, &[gradient]);
         }
         assert!(parameters[0].is_nan(), "{optimizer:?}");
     }
@@ -369,12 +383,12 @@ fn the_largest_moment_does_not_hide_what_is_not_a_number() {
 #[test]
 fn centred_means_of_a_constant_gradient_stay_finite() {
     let len = 1000;
-    let mut shard = ShardOptimizer::new(RmsProp::new().centered(true).momentum(0.0).alpha(0.5).into(), vec![0..len]);
+    let optimizer = RmsProp::new().centered(true).momentum(0.0).alpha(0.5);
+    let mut server = Server::new(optimizer.into(), &[len], 0..len);
     let mut parameters = vec![0.0; len];
     let gradient: Vec<f32> = (0..len).map(|element| noise(element, 0)).collect();
     for _ in 0..200 {
-        let round = shard.begin_round(&[true], 1e-3);
-        shard.apply(&round, 0..len, &mut parameters, &gradient);
+        server.step(&[true], 1e-3, &mut parameters, &gradient);
     }
     assert!(parameters.iter().all(|parameter| parameter.is_finite()));
 }

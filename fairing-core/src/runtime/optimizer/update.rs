@@ -31,6 +31,8 @@ struct Piece {
 pub(crate) struct Round {
     /// One per piece; `None` if the tensor has no gradient.
     steps: Vec<Option<Step>>,
+    /// Whether the scales of a clipping by norm are still to come.
+    unscaled: bool,
 }
 
 impl Round {
@@ -52,6 +54,7 @@ impl Round {
             }
         }
         assert!(scales.next().is_none(), "more scales than pieces");
+        self.unscaled = false;
     }
 }
 
@@ -101,7 +104,7 @@ impl ShardOptimizer {
             piece.steps += i32::from(present);
             steps.push(present.then(|| Step::new(&self.optimizer, piece.steps, learning_rate)));
         }
-        Round { steps }
+        Round { steps, unscaled: self.optimizer.needs_norms() }
     }
 
     /// Updates the part `range` of the shard; in each round every element belongs to exactly one call.
@@ -115,11 +118,13 @@ impl ShardOptimizer {
     ///
     /// # Panics
     ///
-    /// If a slice has another length, or `range` reaches beyond the shard.
+    /// If a slice has another length, `range` reaches beyond the shard, or the round lacks the scales that the optimizer
+    /// [needs](Optimizer::needs_norms).
     pub(crate) fn apply(&mut self, round: &Round, range: Range<usize>, parameters: &mut [f32], gradient: &[f32]) {
         assert_eq!((parameters.len(), gradient.len()), (range.len(), range.len()), "slices of another range");
         assert!(range.end <= self.pieces.last().map_or(0, |piece| piece.range.end), "{range:?} is beyond the shard");
         assert_eq!(round.steps.len(), self.pieces.len(), "a round of another shard");
+        assert!(!round.unscaled, "a round whose norms were not clipped");
         let from = self.pieces.partition_point(|piece| piece.range.end <= range.start);
         for (piece, step) in self.pieces.iter().zip(&round.steps).skip(from) {
             if piece.range.start >= range.end {
