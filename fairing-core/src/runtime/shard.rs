@@ -15,11 +15,14 @@ pub(crate) fn shard(len: usize, index: usize, count: usize) -> Range<usize> {
     (blocks.start * block).min(len)..(blocks.end * block).min(len)
 }
 
+/// The largest block: the sum of its squares takes a two-thousandth of the bytes of its gradient.
+pub(crate) const LARGEST_BLOCK: usize = 4096;
+
 /// Parameters per block, the unit in which `trained_len` of them are dealt out to servers and squares are added.
 ///
-/// At least a thousand blocks keep the shards even; 4096 parameters per sum keep the sums a thousandth of the gradient.
+/// A power of two up to [`LARGEST_BLOCK`], and so small that at least five hundred blocks keep the shards even.
 pub(crate) fn block_len(trained_len: usize) -> usize {
-    (trained_len / 1024).next_power_of_two().min(4096)
+    (trained_len / 1024).next_power_of_two().min(LARGEST_BLOCK)
 }
 
 /// Part `index` of `count` parts of `0..len`; the first `len % count` parts are one longer.
@@ -35,7 +38,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn small_models_are_dealt_out_by_the_element() {
+    fn models_up_to_2047_are_dealt_out_by_the_element() {
         assert_eq!([0, 1, 1024, 2047].map(block_len), [1; 4]);
         assert_eq!([2048, 13_610, 1 << 22, usize::MAX].map(block_len), [2, 16, 4096, 4096]);
     }
