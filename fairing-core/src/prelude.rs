@@ -4,7 +4,7 @@
 //! (`cargo add serde --features derive`).
 
 pub use crate::runtime::data::Dataset;
-pub use crate::runtime::optimizer::{Adam, AdamW, Sgd};
+pub use crate::runtime::optimizer::{AdaGrad, Adam, AdamW, RmsProp, Sgd};
 pub use crate::{
     DistributedTraining as _, Gradient, LaunchOptions, Mode, Topology, Train, Worker, distributed_training,
 };

@@ -441,15 +441,18 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use burn::grad_clipping::GradientClippingConfig;
     use burn::module::ParamId;
     use burn::nn::{BatchNorm, BatchNormConfig, Linear, LinearConfig, LinearLayout};
     use burn::optim::decay::WeightDecayConfig;
     use burn::optim::momentum::MomentumConfig;
-    use burn::optim::{AdamConfig, AdamWConfig, GradientsParams, ModuleOptimizer, SgdConfig};
+    use burn::optim::{
+        AdaGradConfig, AdamConfig, AdamWConfig, GradientsParams, ModuleOptimizer, RmsPropConfig, SgdConfig,
+    };
     use expect_test::expect;
 
     use super::*;
-    use crate::runtime::optimizer::{Adam, AdamW, Optimizer, Sgd, ShardOptimizer};
+    use crate::runtime::optimizer::{AdaGrad, Adam, AdamW, Cells, Clipping, Optimizer, RmsProp, Sgd, ShardOptimizer};
 
     /// One tensor of every class and kind, among them a layer whose stored form differs from its form in memory.
     #[derive(Module, Debug)]
@@ -703,13 +706,27 @@ mod tests {
         }
     }
 
-    /// Trains twice, with burn's optimizer and with ours, and compares all parameters after every step.
+    /// Gives burn's optimizer and ours the same gradients, and compares all parameters after every step.
     #[track_caller]
-    fn agrees(mut theirs: ModuleOptimizer, ours: impl Into<Optimizer>) {
+    fn agrees(theirs: ModuleOptimizer, ours: impl Into<Optimizer>) {
+        let (largest, _) = compare(theirs, ours.into(), 1e-3);
+        assert!(largest <= 1e-6, "largest relative difference {largest:e}");
+    }
+
+    /// The same, where clipping must have had an effect in many of the 100 steps.
+    #[track_caller]
+    fn agrees_clipped(theirs: ModuleOptimizer, ours: impl Into<Optimizer>, size: f32, tolerance: f32) {
+        let (largest, clipped) = compare(theirs, ours.into(), size);
+        assert!(largest <= tolerance, "largest relative difference {largest:e}");
+        assert!(clipped >= 10, "{clipped} of 100 steps clipped, which tests too little");
+    }
+
+    /// The largest difference relative to the parameter, or to `size` if it is smaller, and the number of steps in which
+    /// some tensor's gradient was clipped by its norm, or an element by its value.
+    fn compare(mut theirs: ModuleOptimizer, ours: Optimizer, size: f32) -> (f32, usize) {
         let mut expected = Branches::new(device());
         let layout = expected.layout().unwrap();
-        let mut model = expected.clone();
-        let mut parameters = trained(&model);
+        let mut parameters = trained(&expected);
         let mut gradient = vec![0.0; parameters.len()];
         let mut present = vec![false; layout.trained().count()];
         let mut end = 0;
@@ -717,22 +734,38 @@ mod tests {
             end += tensor.len();
             end - tensor.len()..end
         });
-        let mut optimizer = ShardOptimizer::new(ours.into(), tensors.collect());
-        let mut largest: f32 = 0.0;
+        let lengths: Vec<usize> = layout.trained().map(TensorSpec::len).collect();
+        let cells = Cells::new(&lengths, 0..parameters.len());
+        let mut squares = vec![0.0; cells.len()];
+        let mut optimizer = ShardOptimizer::new(ours, tensors.collect());
+        let (mut largest, mut clipped): (f32, usize) = (0.0, 0);
         for step in 0..100 {
             let learning_rate = 0.02 / (1.0 + step as f64 * 0.01);
+            expected.read_gradients(expected.gradients(step), &mut gradient, &mut present);
             let gradients = GradientsParams::from_grads(expected.gradients(step), &expected);
             expected = theirs.step(learning_rate, expected, gradients);
 
-            model.read_gradients(model.gradients(step), &mut gradient, &mut present);
-            let round = optimizer.begin_round(&present, learning_rate);
+            let mut round = optimizer.begin_round(&present, learning_rate);
+            match ours.clipping() {
+                Some(clipping) if ours.needs_norms() => {
+                    cells.squares(0..parameters.len(), &gradient, &mut squares);
+                    let scales = clipping.scales(&cells, &squares, &present);
+                    clipped += usize::from(scales.iter().any(|scale| *scale < 1.0));
+                    round.scale(scales);
+                }
+                Some(Clipping::Value(value)) => {
+                    clipped += usize::from(gradient.iter().any(|gradient| gradient.abs() > value));
+                }
+                _ => (),
+            }
             optimizer.apply(&round, 0..parameters.len(), &mut parameters, &gradient);
-            model = model.write_trained(&parameters);
             for (ours, theirs) in parameters.iter().zip(trained(&expected)) {
-                largest = largest.max((ours - theirs).abs() / theirs.abs().max(1e-3));
+                let difference = (ours - theirs).abs() / theirs.abs().max(size);
+                assert!(difference.is_finite(), "{ours} beside {theirs}");
+                largest = largest.max(difference);
             }
         }
-        assert!(largest <= 1e-6, "largest relative difference {largest:e}");
+        (largest, clipped)
     }
 
     #[test]
@@ -765,5 +798,81 @@ mod tests {
         agrees(AdamWConfig::new().init(), AdamW::new());
         let config = AdamWConfig::new().with_beta_1(0.8).with_beta_2(0.99).with_epsilon(1e-7).with_weight_decay(0.1);
         agrees(config.init(), AdamW::new().betas(0.8, 0.99).epsilon(1e-7).weight_decay(0.1));
+    }
+
+    #[test]
+    fn nesterovs_momentum_agrees_with_burns() {
+        let momentum = MomentumConfig::new().with_nesterov(true);
+        agrees(SgdConfig::new().with_momentum(Some(momentum)).init(), Sgd::new().momentum(0.9).nesterov(true));
+        let momentum = MomentumConfig::new().with_momentum(0.8).with_dampening(0.0).with_nesterov(true);
+        let decay = SgdConfig::new().with_weight_decay(Some(WeightDecayConfig::new(1e-2)));
+        let ours = Sgd::new().momentum(0.8).dampening(0.0).nesterov(true).weight_decay(1e-2);
+        agrees(decay.with_momentum(Some(momentum)).init(), ours);
+    }
+
+    #[test]
+    fn amsgrad_agrees_with_burns() {
+        agrees(AdamConfig::new().with_amsgrad(true).init(), Adam::new().amsgrad(true));
+        // With a short memory, so that the last second moment is mostly not the largest.
+        let config = AdamConfig::new().with_beta_2(0.9).with_amsgrad(true);
+        agrees(config.init(), Adam::new().betas(0.9, 0.9).amsgrad(true));
+        let config = AdamWConfig::new().with_beta_2(0.9).with_amsgrad(true).with_weight_decay(0.1);
+        agrees(config.init(), AdamW::new().betas(0.9, 0.9).amsgrad(true).weight_decay(0.1));
+    }
+
+    #[test]
+    fn rms_prop_agrees_with_burns() {
+        agrees(RmsPropConfig::new().init(), RmsProp::new());
+        agrees(RmsPropConfig::new().with_momentum(0.0).init(), RmsProp::new().momentum(0.0));
+        let config = RmsPropConfig::new().with_alpha(0.8).with_momentum(0.5).with_epsilon(1e-3);
+        let config = config.with_weight_decay(Some(WeightDecayConfig::new(1e-2)));
+        agrees(config.init(), RmsProp::new().alpha(0.8).momentum(0.5).epsilon(1e-3).weight_decay(1e-2));
+    }
+
+    #[test]
+    fn centred_rms_prop_agrees_with_burns() {
+        let (theirs, ours) = (RmsPropConfig::new().with_centered(true), RmsProp::new().centered(true));
+        agrees(theirs.init(), ours);
+        agrees(theirs.with_momentum(0.0).init(), ours.momentum(0.0));
+    }
+
+    #[test]
+    fn ada_grad_agrees_with_burns() {
+        agrees(AdaGradConfig::new().init(), AdaGrad::new());
+        let config = AdaGradConfig::new().with_lr_decay(0.1).with_epsilon(1e-7);
+        let config = config.with_weight_decay(Some(WeightDecayConfig::new(1e-2)));
+        agrees(config.init(), AdaGrad::new().lr_decay(0.1).epsilon(1e-7).weight_decay(1e-2));
+    }
+
+    #[test]
+    fn clipping_by_value_agrees_with_burns() {
+        let clip = || Some(GradientClippingConfig::Value(0.1));
+        agrees_clipped(SgdConfig::new().with_gradient_clipping(clip()).init(), Sgd::new().clip_value(0.1), 1e-3, 1e-6);
+        let config = AdamConfig::new().with_weight_decay(Some(WeightDecayConfig::new(1e-2)));
+        let ours = Adam::new().weight_decay(1e-2).clip_value(0.1);
+        agrees_clipped(config.with_grad_clipping(clip()).init(), ours, 1e-3, 1e-6);
+    }
+
+    #[test]
+    fn clipping_by_norm_agrees_with_burns() {
+        /// burn adds the squares in `f32`. So each update differs by 1e-7 of itself, which is more of a parameter near 0,
+        /// and RMSprop's updates of a parameter sum up to several times its size.
+        const SIZE: f32 = 1.0;
+        const TOLERANCE: f32 = 1e-5;
+        let clip = || Some(GradientClippingConfig::Norm(0.2));
+        let (sgd, adam) = (SgdConfig::new(), AdamConfig::new());
+        agrees_clipped(
+            sgd.with_gradient_clipping(clip()).init(),
+            Sgd::new().clip_norm_per_tensor(0.2),
+            SIZE,
+            TOLERANCE,
+        );
+        agrees_clipped(adam.with_grad_clipping(clip()).init(), Adam::new().clip_norm_per_tensor(0.2), SIZE, TOLERANCE);
+        let theirs = AdamWConfig::new().with_grad_clipping(clip());
+        agrees_clipped(theirs.init(), AdamW::new().clip_norm_per_tensor(0.2), SIZE, TOLERANCE);
+        let theirs = RmsPropConfig::new().with_grad_clipping(clip());
+        agrees_clipped(theirs.init(), RmsProp::new().clip_norm_per_tensor(0.2), SIZE, TOLERANCE);
+        let theirs = AdaGradConfig::new().with_grad_clipping(clip());
+        agrees_clipped(theirs.init(), AdaGrad::new().clip_norm_per_tensor(0.2), SIZE, TOLERANCE);
     }
 }

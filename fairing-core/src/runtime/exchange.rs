@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::control::open;
-use super::layout::Layout;
-use super::optimizer::Optimizer;
+use super::layout::{Layout, TensorSpec};
+use super::optimizer::{Cells, Clipping, Optimizer};
 use super::parameter_server::{CHUNK, Closed, Ended, FromServer, Join, Joined, ParameterServer, Session, ToServer};
 use super::shard::shard;
 use super::status::RunStatus;
@@ -45,6 +45,8 @@ pub(crate) struct Exchange {
     pub(crate) present: Vec<bool>,
     presence: Vec<u8>,
     start: Vec<u8>,
+    /// In async mode the averaged gradient is this worker's, so it is clipped by norm here.
+    clipping: Option<(Clipping, Cells)>,
 }
 
 /// A server in another process.
@@ -189,6 +191,11 @@ impl Exchange {
         let count = surroundings.placement.topology.server_count();
         let own_index = surroundings.own.as_ref().map(|_| surroundings.placement.replica.rank.index());
         let join = Join { layout: layout.clone(), optimizer };
+        let clipping = join.optimizer.clipping().filter(|_| join.optimizer.needs_norms());
+        let clipping = clipping.filter(|_| !surroundings.placement.mode.is_sync()).map(|clipping| {
+            let tensors: Vec<usize> = layout.trained().map(TensorSpec::len).collect();
+            (clipping, Cells::new(&tensors, 0..layout.trained_len()))
+        });
         let (mut remotes, mut own, mut joined) = (Vec::new(), None, Vec::new());
         for index in 0..count {
             let range = shard(parameters.len(), index, count);
@@ -224,6 +231,7 @@ impl Exchange {
             present: vec![false; layout.trained().count()],
             presence: Vec::new(),
             start: Vec::new(),
+            clipping,
             surroundings,
             layout,
             remotes,
@@ -293,12 +301,26 @@ impl Exchange {
     /// One step with all servers: pushes the gradient and pulls the parameters.
     pub(crate) fn step(&mut self, head: PushHead) -> Result<Stepped, ExchangeError> {
         pack_bits(&self.present, &mut self.presence);
+        self.clip();
         let own_index = self.surroundings.placement.replica.rank.index();
         // Taken out, so that its push can be kept beside what the remote ones need.
         let own = self.own.take();
         let stepped = self.step_with(head, own.as_ref(), own_index);
         self.own = own;
         stepped
+    }
+
+    fn clip(&mut self) {
+        let Some((clipping, cells)) = &self.clipping else { return };
+        let mut squares = vec![0.0; cells.len()];
+        cells.squares(0..self.gradient.len(), &self.gradient, &mut squares);
+        let scales = clipping.scales(cells, &squares, &self.present);
+        let mut rest = &mut self.gradient[..];
+        for (tensor, scale) in self.layout.trained().zip(scales) {
+            let (values, behind) = rest.split_at_mut(tensor.len());
+            values.iter_mut().for_each(|value| *value *= scale);
+            rest = behind;
+        }
     }
 
     fn step_with(&mut self, head: PushHead, own: Option<&Own>, own_index: usize) -> Result<Stepped, ExchangeError> {

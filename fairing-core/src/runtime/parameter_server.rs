@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::layout::{Layout, TensorSpec};
-use super::optimizer::{Optimizer, Round, ShardOptimizer};
-use super::shard::shard;
+use super::optimizer::{Cells, Clipping, Optimizer, Round, ShardOptimizer, mean};
+use super::shard::{LARGEST_BLOCK, shard};
 use super::status::RunStatus;
 use crate::protocol::connection::{Connection, ConnectionError};
 use crate::protocol::deadline::{HELLO, JOIN, ROUND, STALL, TICK};
@@ -29,6 +29,9 @@ use crate::topology::{Mode, Placement, Rank, Replica, Role};
 
 /// Values per chunk: 256 KiB stay in the second-level cache while they are added and applied.
 pub(crate) const CHUNK: usize = 64 << 10;
+
+// So that squares can be added up chunk by chunk.
+const _: () = assert!(CHUNK.is_multiple_of(LARGEST_BLOCK));
 
 /// More than any model that runs on processors has; a larger number is a fault of the peer, not a model.
 const MOST_PARAMETERS: usize = 1 << 36;
@@ -597,6 +600,20 @@ impl Session {
         let last = chunk + 1 == shard.chunks();
         let weights = shard.lock().weights.clone();
         shard.apply(chunk, &weights);
+        if last && let Some(norms) = &shard.norms {
+            let own = norms.squares();
+            let all = match self.server.share_squares.get() {
+                Some(share) if self.server.placement.topology.server_count() > 1 => share(round, own)?,
+                _ => own,
+            };
+            if all.len() != norms.whole.len() {
+                let message = format!("{} sums of squares instead of {}", all.len(), norms.whole.len());
+                let replica = self.server.placement.replica;
+                return Err(protocol(replica, message).into());
+            }
+            let present = shard.lock().present.clone();
+            shard.apply_clipped(norms, &all, &present);
+        }
         let mut progress = shard.lock();
         progress.reduced = chunk + 1;
         if last {
@@ -735,9 +752,43 @@ struct Shard {
     /// Buffers per worker: `CHUNKS_AHEAD` in sync mode, where a chunk waits for the others', else one.
     ahead: usize,
     slots: Vec<Mutex<Vec<f32>>>,
+    /// For clipping by norm, in sync mode; elsewhere the worker has the whole gradient and clips it itself.
+    norms: Option<Norms>,
     values: RwLock<Values>,
     progress: Mutex<Progress>,
     changed: Condvar,
+}
+
+/// What clipping by norm needs: the gradient of the whole round, before the first of it is applied.
+struct Norms {
+    clipping: Clipping,
+    /// Those of the whole flat vector, and of this shard.
+    whole: Cells,
+    own: Cells,
+    gathered: Mutex<Gathered>,
+}
+
+/// The averaged gradient of a round as far as it has arrived.
+struct Gathered {
+    gradient: Vec<f32>,
+    squares: Vec<f64>,
+}
+
+impl Norms {
+    fn new(clipping: Clipping, layout: &Layout, range: Range<usize>) -> Self {
+        let tensors: Vec<usize> = layout.trained().map(TensorSpec::len).collect();
+        let own = Cells::new(&tensors, range.clone());
+        let gathered = Gathered { gradient: vec![0.0; range.len()], squares: vec![0.0; own.len()] };
+        Self { clipping, whole: Cells::new(&tensors, 0..layout.trained_len()), own, gathered: Mutex::new(gathered) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Gathered> {
+        self.gathered.lock().expect("no holder panics")
+    }
+
+    fn squares(&self) -> Vec<f64> {
+        self.lock().squares.clone()
+    }
 }
 
 struct Values {
@@ -759,7 +810,7 @@ struct Progress {
     /// The round of sync mode; of async mode, the one that training started with.
     round: u64,
     ranks: Vec<RankProgress>,
-    /// Per piece: whether some worker has a gradient for it in this round.
+    /// Per trained tensor: whether some worker has a gradient for it in this round.
     present: Vec<bool>,
     /// Per rank: its share of the mean.
     weights: Vec<f32>,
@@ -817,10 +868,12 @@ impl Shard {
             pulled: 0,
             staleness: 0,
         };
+        let clipping = join.optimizer.clipping().filter(|_| placement.mode.is_sync() && join.optimizer.needs_norms());
         let keeps_previous = placement.mode.is_sync() && !placement.rejoin.is_zero();
         Self {
             mode: placement.mode,
             tensors: join.layout.trained().count(),
+            norms: clipping.map(|clipping| Norms::new(clipping, &join.layout, range.clone())),
             values: RwLock::new(Values {
                 previous: keeps_previous.then(|| parameters.clone()),
                 parameters,
@@ -833,7 +886,7 @@ impl Shard {
             progress: Mutex::new(Progress {
                 round,
                 ranks: (0..workers).map(|_| rank()).collect(),
-                present: vec![false; pieces.len()],
+                present: vec![false; join.layout.trained().count()],
                 weights: vec![0.0; workers],
                 arrived: [0; CHUNKS_AHEAD],
                 reduced: 0,
@@ -913,11 +966,14 @@ impl Shard {
             let present: Vec<bool> = self.pieces.iter().map(|tensor| bit(presence, *tensor)).collect();
             of_rank.staleness = u32::try_from(progress.version - of_rank.pulled).unwrap_or(u32::MAX);
             let mut values = self.values.write().expect("no holder panics");
-            of_rank.steps = Some(Arc::new(values.optimizer.begin_round(&present, head.learning_rate)));
+            let mut steps = values.optimizer.begin_round(&present, head.learning_rate);
+            // By norm, the worker has clipped it already.
+            steps.scale(self.pieces.iter().map(|_| 1.0));
+            of_rank.steps = Some(Arc::new(steps));
             return Ok(0);
         }
-        for (present, tensor) in progress.present.iter_mut().zip(&self.pieces) {
-            *present |= bit(presence, *tensor);
+        for (tensor, present) in progress.present.iter_mut().enumerate() {
+            *present |= bit(presence, tensor);
         }
         if progress.ranks.iter().all(|rank| rank.head.is_some()) {
             let examples = |rank: &RankProgress| rank.head.map_or(0, |head| head.examples);
@@ -927,7 +983,8 @@ impl Shard {
                 *weight = (examples(rank) as f64 / total.max(1) as f64) as f32;
             }
             let mut values = self.values.write().expect("no holder panics");
-            values.steps = values.optimizer.begin_round(&progress.present, head.learning_rate);
+            let present: Vec<bool> = self.pieces.iter().map(|tensor| progress.present[*tensor]).collect();
+            values.steps = values.optimizer.begin_round(&present, head.learning_rate);
         }
         Ok(0)
     }
@@ -984,23 +1041,40 @@ impl Shard {
     fn apply(&self, chunk: usize, weights: &[f32]) {
         let range = self.chunk(chunk);
         let mut values = self.values.write().expect("no holder panics");
-        let Values { parameters, previous, optimizer, steps, mean, applied, .. } = &mut *values;
-        let mean = &mut mean[..range.len()];
-        for (rank, weight) in weights.iter().enumerate() {
-            let slot = self.slot(rank, chunk).lock().expect("no holder panics");
-            let gradient = &slot[..range.len()];
-            if rank == 0 {
-                mean.iter_mut().zip(gradient).for_each(|(mean, value)| *mean = weight * value);
-            } else {
-                mean.iter_mut().zip(gradient).for_each(|(mean, value)| *mean += weight * value);
-            }
+        let Values { parameters, previous, optimizer, steps, mean: buffer, applied, .. } = &mut *values;
+        let gradient = &mut buffer[..range.len()];
+        let slots: Vec<_> =
+            (0..self.workers).map(|rank| self.slot(rank, chunk).lock().expect("no holder panics")).collect();
+        mean(gradient, weights.iter().zip(&slots).map(|(weight, slot)| (*weight, &slot[..range.len()])));
+        if let Some(norms) = &self.norms {
+            let mut gathered = norms.lock();
+            gathered.gradient[range.clone()].copy_from_slice(gradient);
+            norms.own.squares(range, gradient, &mut gathered.squares);
+            return;
         }
         let parameters = &mut parameters[range.clone()];
         if let Some(previous) = previous {
             previous[range.clone()].copy_from_slice(parameters);
         }
-        optimizer.apply(steps, range, parameters, mean);
+        optimizer.apply(steps, range, parameters, gradient);
         *applied = chunk + 1;
+    }
+
+    /// Applies a whole round, given the sums of squares of all servers' cells.
+    fn apply_clipped(&self, norms: &Norms, squares: &[f64], present: &[bool]) {
+        let scales = norms.clipping.scales(&norms.whole, squares, present);
+        let gathered = norms.lock();
+        let mut values = self.values.write().expect("no holder panics");
+        let Values { parameters, previous, optimizer, steps, applied, .. } = &mut *values;
+        steps.scale(self.pieces.iter().map(|tensor| scales[*tensor]));
+        if let Some(previous) = previous {
+            previous.copy_from_slice(parameters);
+        }
+        for chunk in 0..self.chunks() {
+            let range = self.chunk(chunk);
+            optimizer.apply(steps, range.clone(), &mut parameters[range.clone()], &gathered.gradient[range]);
+        }
+        *applied = self.chunks();
     }
 
     /// Closes the round: everyone gets the new parameters.

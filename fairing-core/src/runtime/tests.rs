@@ -329,6 +329,24 @@ fn the_answer_does_not_depend_on_servers_or_transport() {
 }
 
 #[test]
+fn clipping_by_norm_does_not_depend_on_servers_or_mode() {
+    let optimizers: [Optimizer; 2] =
+        [Adam::new().clip_global_norm(0.5).into(), Sgd::new().clip_norm_per_tensor(0.5).into()];
+    for optimizer in optimizers {
+        let train = train_without_state(optimizer.clone());
+        let one = in_memory(Topology::new(3, 1), &train).model();
+        let unclipped = in_memory(Topology::new(3, 1), &train_without_state(Adam::new())).model();
+        assert!(one.trained != unclipped.trained);
+        for ps in [0, 2, 3] {
+            assert!(in_memory(Topology::new(3, ps), &train).model() == one, "{ps} servers, {optimizer:?}");
+        }
+        let alone = in_memory(Topology::new(1, 2), &train).model();
+        let asynchronous = in_memory_async(Topology::new(1, 2), Mode::Async, &train).model();
+        assert!(alone == asynchronous, "{optimizer:?}");
+    }
+}
+
+#[test]
 fn more_servers_than_parameters_train_all_the_same() {
     let train = |worker: &Worker| {
         let mut model = worker.join(Flat::new(&[2], 1.0), Sgd::new())?;
