@@ -312,7 +312,7 @@ impl Coordinator {
             Event::Gone { source: Source { speaker: Speaker::Replica(replica), .. }, why } => {
                 let Some(member) = self.members.get_mut(&replica) else { return };
                 member.connection = None;
-                if member.dismissed {
+                if member.dismissed || member.lost.is_some() {
                     return;
                 }
                 if let ConnectionError::Protocol(what) = why {
@@ -442,7 +442,7 @@ impl Coordinator {
     fn process_ended(&mut self, replica: Replica) {
         if let Some(member) = self.members.get_mut(&replica) {
             member.process_ended = true;
-            if member.absent.is_some() {
+            if member.absent.is_some() && member.lost.is_none() {
                 self.lose(replica, PROCESS_ENDED.to_owned());
             }
         }
