@@ -95,7 +95,7 @@ pub struct Progress {
     pub batch: u64,
     /// Batches of an epoch.
     pub batches: u64,
-    /// Examples that this worker has trained on since it joined, all epochs together.
+    /// Examples that this worker has trained on, all epochs together, also before it was started again.
     pub examples: u64,
 }
 

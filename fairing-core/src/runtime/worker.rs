@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -45,6 +46,7 @@ pub struct Worker {
     /// Steps made so far; the number of the round that the next step belongs to.
     round: Cell<u64>,
     place: Cell<Place>,
+    /// Examples of this rank so far, also of a process that it was before.
     examples: Cell<u64>,
     /// Collectives since the last step; in async mode, since the phase began.
     collectives: Cell<u64>,
@@ -790,7 +792,14 @@ impl<'w> Epoch<'w> {
         let resumes = worker.round.get() == start.round && self.index == start.epoch;
         let next = if resumes { start.batch as usize } else { 0 };
         let order = permutation(worker.seed(), self.index, examples);
-        Batches { worker, data, order, cut: Cut::new(examples, batch_size.max(1), workers), next }
+        let cut = Cut::new(examples, batch_size.max(1), workers);
+        if resumes && start.round > 0 && worker.examples.get() == 0 {
+            // It was started again. Epochs before this one were cut as this one is, or this is the best guess that there is.
+            let own =
+                |batches: Range<usize>| batches.map(|batch| cut.part(batch, worker.rank()).len() as u64).sum::<u64>();
+            worker.examples.set(self.index * own(0..cut.batches()) + own(0..next.min(cut.batches())));
+        }
+        Batches { worker, data, order, cut, next }
     }
 }
 
