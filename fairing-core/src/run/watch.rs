@@ -382,7 +382,8 @@ impl Watcher {
             FromCoordinator::Joined(replica) => {
                 self.joined.insert(replica);
                 if self.joined.len() == self.plan.placements.len() {
-                    self.all_joined = Some(Instant::now());
+                    // A worker that is started again joins a second time.
+                    self.all_joined.get_or_insert_with(Instant::now);
                 }
                 self.show(&Event::Joined(replica));
             }
