@@ -32,6 +32,15 @@ pub enum Event {
         /// How.
         exit: Exit,
     },
+    /// A worker was lost, and the run does not fail of it.
+    Lost {
+        /// Which worker.
+        replica: Replica,
+        /// Why it counts as lost.
+        reason: String,
+        /// It is started again, and takes its place.
+        rejoins: bool,
+    },
     /// The caller asked the run to stop; the round in progress is finished first.
     Stopping,
     /// Something the user should know, in one sentence.

@@ -351,16 +351,20 @@ impl Watcher {
 
     /// The coordinator has lost a worker, and the run is held for it or goes on.
     fn lost(&mut self, replica: Replica, reason: String, rejoin: bool) {
-        self.show(&Event::Warning(format!("{replica} was lost: {reason}")));
+        self.show(&Event::Lost { replica, reason: reason.clone(), rejoins: rejoin });
         if !rejoin {
             self.lost.insert(replica, reason);
-        } else if self.exits.contains_key(&replica) {
-            self.restart(replica);
-        } else {
-            // Frozen, or cut off: its place can be taken only once it is gone.
-            self.awaited.insert(replica);
+        }
+        if !self.exits.contains_key(&replica) {
+            // Frozen, or cut off. Its place can be taken only once it is gone, and if nobody takes it, the end of the run
+            // should not wait for it.
             self.ended_here.insert(replica);
             self.launched.kill(replica);
+            if rejoin {
+                self.awaited.insert(replica);
+            }
+        } else if rejoin {
+            self.restart(replica);
         }
     }
 

@@ -47,7 +47,7 @@ pub(super) struct Worker {
 /// Finished epochs and what is needed to say something of them.
 #[derive(Default)]
 struct Epochs {
-    /// The first epoch that not all workers have finished.
+    /// The first epoch that not all workers that are there have finished.
     open: Option<u64>,
     /// When the open epoch began, and with how many examples.
     since: Option<(Instant, u64)>,
@@ -117,6 +117,14 @@ impl Board {
                     notes.push(Note { tone: Tone::Bad, text: format!("{replica} {exit}") });
                 }
             }
+            Event::Lost { replica, reason, rejoins } => {
+                // One that was frozen is ended by the launcher, which is no event of its own.
+                if let Some(worker) = self.worker_of(*replica).filter(|_| !rejoins) {
+                    worker.ended = true;
+                }
+                let text = format!("warning: {replica} was lost: {reason}");
+                notes.push(Note { tone: Tone::Warning, text });
+            }
             Event::Stopping => {
                 self.stopping = true;
                 let text = "stopping after this round, then evaluating and saving (Ctrl-C again kills)";
@@ -177,9 +185,10 @@ impl Board {
         (done > from && done < 1.0).then(|| Duration::try_from_secs_f64(left).ok()).flatten()
     }
 
-    /// Share of the training that the slowest worker has done, from 0 to 1.
+    /// Share of the training that the slowest worker that is there has done, from 0 to 1.
     fn slowest(&self) -> Option<f64> {
-        self.workers.iter().filter_map(|worker| worker.progress.map(overall)).reduce(f64::min)
+        let there = self.workers.iter().filter(|worker| !worker.ended);
+        there.filter_map(|worker| worker.progress.map(overall)).reduce(f64::min)
     }
 
     fn total(&self) -> u64 {
@@ -199,7 +208,8 @@ impl Board {
             self.trained_since = self.slowest().map(|done| (now, done));
         }
         let mut open = self.epochs.open.unwrap_or(progress.epoch);
-        while open < progress.epochs && self.workers.iter().all(|worker| worker.has_finished(open)) {
+        // Nobody waits for one that is lost.
+        while open < progress.epochs && self.workers.iter().all(|worker| worker.ended || worker.has_finished(open)) {
             let total = self.total();
             let (since, examples) = self.epochs.since.unwrap_or((now, total));
             let seconds = now.saturating_duration_since(since).as_secs_f64();
