@@ -33,7 +33,11 @@ fn bits(model: &AnyModel) -> Vec<u32> {
 
 /// The parameters in the file of a run by processes.
 fn by_processes(law: &Law, workers: u32, ps: u32, seed: u64) -> Vec<u32> {
-    let ended = Laws::law(law, workers, ps, seed).run();
+    saved_by(law, Laws::law(law, workers, ps, seed))
+}
+
+fn saved_by(law: &Law, program: Laws) -> Vec<u32> {
+    let ended = program.run();
     let report = ended.report();
     let model = law.kind.model(u64::MAX, &Device::flex().autodiff()).load_file(&report.model);
     bits(&model)
@@ -199,6 +203,47 @@ fn bits_do_not_depend_on_the_transport() {
         let law = Law { kind, rule, ..SMALL };
         let memory = bits(&in_memory(&law, workers, ps));
         assert!(by_processes(&law, workers, ps, 0) == memory, "{law:?} with {workers} workers, {ps} servers");
+    }
+}
+
+#[test]
+fn workers_that_host_the_parameters_compute_the_bits_of_servers() {
+    for (kind, rule, workers) in [
+        (Kind::Cnn, Rule::Adam, 2),
+        (Kind::Odd, Rule::Momentum, 3),
+        (Kind::Normalised, Rule::AdamW, 2),
+        (Kind::Normalised, Rule::Momentum, 3),
+    ] {
+        let law = Law { kind, rule, ..SMALL };
+        let hosted = by_processes(&law, workers, 0, 0);
+        for ps in 1..=3 {
+            assert!(by_processes(&law, workers, ps, 0) == hosted, "{law:?} with {workers} workers, {ps} servers");
+        }
+    }
+}
+
+#[test]
+fn one_async_worker_computes_the_bits_of_sync() {
+    for (kind, rule, ps) in
+        [(Kind::Cnn, Rule::Adam, 1), (Kind::Lopsided, Rule::Momentum, 3), (Kind::Odd, Rule::AdamW, 2)]
+    {
+        let law = Law { kind, rule, ..SMALL };
+        let sync = by_processes(&law, 1, ps, 0);
+        for (variable, value) in [("FAIRING_MODE", "async"), ("FAIRING_STALENESS", "0"), ("FAIRING_STALENESS", "4")] {
+            let other = saved_by(&law, Laws::law(&law, 1, ps, 0).env(variable, value));
+            assert!(other == sync, "{law:?} with {variable}={value}, {ps} servers");
+        }
+    }
+}
+
+#[test]
+fn two_runs_with_one_seed_are_one_for_any_number_of_workers() {
+    let law = Law { kind: Kind::Cnn, rule: Rule::Adam, ..SMALL };
+    for workers in [1, 2, 4] {
+        for ps in [0, 2] {
+            let first = by_processes(&law, workers, ps, 3);
+            assert!(by_processes(&law, workers, ps, 3) == first, "{workers} workers, {ps} servers");
+        }
     }
 }
 

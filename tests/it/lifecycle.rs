@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use crate::support::{Ended, Program, Signal};
+use fairing_tests::law::{Kind, Law, Rule};
+
+use crate::support::{Ended, Program, Running, Signal};
 
 /// Runs a face in which `replica` fails, and checks all that is promised of every failed run.
 #[track_caller]
@@ -113,8 +115,21 @@ fn main_that_panics_before_launch_is_told() {
 
 /// A run that has trained at least one round, as its launcher knows.
 #[track_caller]
-fn in_training(face: &str) -> crate::support::Running {
-    let mut running = Program::fixture(face).start();
+fn in_training(face: &str) -> Running {
+    trains(Program::fixture(face))
+}
+
+/// The same without a server process: both workers own half of the parameters, and worker 0 coordinates.
+#[track_caller]
+fn in_training_without_servers() -> Running {
+    let running = trains(Program::fixture("endless").env("FAIRING_PS", "0"));
+    assert_eq!(running.processes(), 3, "the launcher and two workers");
+    running
+}
+
+#[track_caller]
+fn trains(program: Program) -> Running {
+    let mut running = program.start();
     running.wait_for("worker 0 | training");
     running.wait_for("worker 0 | epoch 1/");
     running
@@ -258,4 +273,55 @@ fn interrupt_before_training_ends_everything() {
     running.signal(Signal::INT);
     let ended = running.end().code(130).nothing_left();
     assert!(!ended.has_model());
+}
+
+#[test]
+fn killed_worker_takes_its_share_of_the_parameters_with_it() {
+    for rank in [0, 1] {
+        let running = in_training_without_servers();
+        running.signal_replica("worker", rank, Signal::KILL);
+        running
+            .end()
+            .code(1)
+            .nothing_left()
+            .says(&format!("cause: worker {rank}, Lost, Some(Signal(9))"))
+            .says(&format!("Error: worker {rank} was lost"))
+            .says("; it was ended by signal 9 (SIGKILL)")
+            .never_says(&format!("worker {} exited", 1 - rank));
+    }
+}
+
+#[test]
+fn interrupt_without_servers_finishes_the_round_evaluates_and_saves() {
+    let running = in_training_without_servers();
+    running.signal(Signal::INT);
+    stopped(running.end());
+}
+
+/// 2,690 parameters of 4 bytes, and 24 lines of metrics.
+const LOPSIDED: Law = Law {
+    kind: Kind::Lopsided,
+    rule: Rule::Momentum,
+    examples: 48,
+    epochs: 3,
+    batch_size: 12,
+    learning_rate: 0.01,
+    pause_ms: 0,
+};
+
+#[test]
+fn full_disk_is_told_with_the_file_after_training_to_the_end() {
+    // The metrics of a longer training fill two pages; of the short one only the model is too large.
+    for (epochs, what, file) in [(3, "cannot write", "model.bpk"), (30, "cannot write metrics to", "metrics.jsonl")] {
+        let law = Law { epochs, ..LOPSIDED };
+        let Some(program) = Program::law(&law, 2, 1).with_disk_of(8) else { return };
+        let ended = program.run().code(1).nothing_left();
+        assert_eq!(ended.own_lines().len(), 0, "there is no outcome");
+        ended
+            .says(&format!("epoch {epochs}/{epochs}  loss"))
+            .says(&format!("warning: {what} `"))
+            .says(&format!("Error: {what} `"))
+            .says(&format!("{file}`"))
+            .says("No space left on device");
+    }
 }

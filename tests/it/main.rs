@@ -5,6 +5,7 @@ mod laws;
 mod lifecycle;
 mod outcome;
 mod processes;
+mod recovery;
 mod run;
 mod structure;
 mod support;

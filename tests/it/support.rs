@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use fairing_tests::law::Law;
 use rustix::process::Pid;
 pub(crate) use rustix::process::Signal;
 use tempfile::TempDir;
@@ -41,6 +42,11 @@ impl Program {
         program
     }
 
+    /// Trains `law`, and prints `fingerprint` with that of its model.
+    pub(crate) fn law(law: &Law, workers: u32, ps: u32) -> Self {
+        Self::fixture(&format!("law {} {workers} {ps}", serde_json::to_string(law).unwrap()))
+    }
+
     /// Another program.
     pub(crate) fn new(path: &Path) -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -56,10 +62,41 @@ impl Program {
             fs::create_dir(&path).unwrap();
             command.env(variable, path);
         }
-        // A group of its own, as a shell gives a job, so that a test can signal all of it.
-        command.process_group(0).current_dir(folder.path());
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Self { folder, command }
+    }
+
+    /// Lets the program keep its runs on a disk of `kilobytes`, which only it sees and which goes with it.
+    ///
+    /// `None`, and a line that says so, where this user may not mount one; in CI that is a failure.
+    pub(crate) fn with_disk_of(mut self, kilobytes: u32) -> Option<Self> {
+        let runs = self.folder.path().join("runs");
+        let options = format!("size={kilobytes}k");
+        let mounting = |ways: &[&str], then: &str| {
+            let mut command = Command::new("unshare");
+            command.args(ways).args(["--mount", "sh", "-c"]);
+            command.arg(format!("mount -t tmpfs -o {options} fairing-test \"$0\" && {then}")).arg(&runs);
+            command
+        };
+        let may_mount = |ways: &&&[&str]| mounting(ways, "true").output().is_ok_and(|output| output.status.success());
+        // The second way is for those who are not root.
+        let ways: [&[&str]; 2] = [&[], &["--user", "--map-root-user"]];
+        let Some(ways) = ways.iter().find(may_mount) else {
+            let name = thread::current().name().unwrap_or("a test").to_owned();
+            assert!(std::env::var_os("CI").is_none(), "{name} needs `unshare --mount` and `mount`");
+            // Past libtest, which shows what a test prints only if it fails.
+            writeln!(std::io::stderr(), "skipped: {name}, since nothing can be mounted here").unwrap();
+            return None;
+        };
+        let mut command = mounting(ways, "exec \"$@\"");
+        command.arg(self.command.get_program()).args(self.command.get_args());
+        for (name, value) in self.command.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        self.command = command;
+        Some(self)
     }
 
     pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
@@ -80,6 +117,9 @@ impl Program {
 
     #[track_caller]
     pub(crate) fn start(mut self) -> Running {
+        // A group of its own, as a shell gives a job, so that a test can signal all of it.
+        self.command.process_group(0).current_dir(self.folder.path());
+        self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = self.command.spawn().unwrap();
         let (sender, lines) = channel();
         forward(From::Stdout, child.stdout.take().unwrap(), sender.clone());
@@ -171,6 +211,16 @@ impl Running {
     /// The number of all processes of the program.
     pub(crate) fn processes(&self) -> usize {
         processes(self.folder()).len()
+    }
+
+    /// Waits until only `count` processes of the program are left.
+    #[track_caller]
+    pub(crate) fn wait_for_processes(&self, count: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.processes() > count {
+            assert!(Instant::now() < deadline, "{:?}", processes(self.folder()));
+            thread::sleep(NAP);
+        }
     }
 
     /// Waits for the end, and for all output.

@@ -13,9 +13,11 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use burn::nn::{Linear, LinearConfig};
+use burn::tensor::Device;
 use clap::{Parser, Subcommand, ValueEnum};
 use fairing_core::prelude::*;
 use fairing_core::{Outcome, RunError, in_replica};
+use fairing_tests::law::Law;
 use fairing_tests::line::{self, Line};
 
 /// Long enough for a process to be still there when it should have been ended.
@@ -83,6 +85,10 @@ enum Face {
     Lines,
     /// `train` waits for a thread of its own that uses rayon, as one that prefetches batches may.
     Prefetch,
+    /// Trains a [`Law`], given as JSON, and prints the fingerprint of its model.
+    Law { law: String, workers: u32, ps: u32 },
+    /// Worker 1 takes five times as long for a step as worker 0.
+    Uneven,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -94,6 +100,14 @@ fn main() -> anyhow::Result<()> {
         }
         Face::Fault { fault, rank } => tell(Faulty { fault, rank }.launch()).map(drop),
         Face::Prefetch => tell(Prefetch.launch()).map(drop),
+        Face::Law { law, workers, ps } => {
+            let law: Law = serde_json::from_str(&law)?;
+            let outcome = tell(law.launch_with(LaunchOptions::new().workers(workers).ps(ps)))?;
+            let model = outcome.load(law.kind.model(u64::MAX, &Device::flex().autodiff()))?;
+            println!("fingerprint {}", model.fingerprint());
+            Ok(())
+        }
+        Face::Uneven => tell(Uneven.launch()).map(drop),
         Face::ReturnBeforeLaunch => {
             if in_replica() {
                 println!("nothing to be done here");
@@ -288,6 +302,28 @@ impl Train for Prefetch {
         let (half, other) = std::thread::spawn(|| rayon_core::join(|| 20.0, || 22.0)).join().expect("rayon works");
         anyhow::ensure!(worker.sum(&[half + other])? == [84.0]);
         line::fit(worker, 2.0, 5)
+    }
+}
+
+/// Both workers sleep in every step, so that what they compute, on whatever machine, is a small part of it.
+#[distributed_training(workers = 2, ps = 1)]
+#[derive(Serialize, Deserialize)]
+struct Uneven;
+
+impl Train for Uneven {
+    type Model = Linear;
+
+    fn train(&self, worker: &Worker) -> anyhow::Result<Linear> {
+        let xs = vec![0.5; 1000];
+        let mut model = worker.join(line::new(worker), Sgd::new())?;
+        for epoch in worker.epochs(8) {
+            for batch in epoch.batches(&xs, line::BATCH) {
+                thread::sleep(Duration::from_millis(if worker.rank() == 1 { 50 } else { 10 }));
+                let gradient = Gradient::mean(line::loss(&model, &batch, 1.0, worker).backward(), batch.len());
+                model = worker.step(model, gradient, 0.01)?;
+            }
+        }
+        Ok(model)
     }
 }
 
