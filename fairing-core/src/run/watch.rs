@@ -137,6 +137,7 @@ impl Watch {
             order_of_exit: Vec::new(),
             ended_here: BTreeSet::new(),
             awaited: BTreeSet::new(),
+            restarted: BTreeSet::new(),
             lost: BTreeMap::new(),
             workers: Vec::new(),
             verdict: None,
@@ -196,6 +197,8 @@ struct Watcher {
     ended_here: BTreeSet<Replica>,
     /// Replicas that the coordinator wants to be started again, as soon as their process has ended.
     awaited: BTreeSet<Replica>,
+    /// Replicas that were started again.
+    restarted: BTreeSet<Replica>,
     /// Workers that the run goes on without, and why.
     lost: BTreeMap<Replica, String>,
     /// How the workers' steps went, by rank.
@@ -327,7 +330,10 @@ impl Watcher {
             && (!placement.mode.is_sync() || !placement.rejoin.is_zero())
             && self.failure.is_none()
             && self.coordinator.is_some()
-            && self.joined.contains(&replica)
+            && (self.joined.contains(&replica)
+                || self.lost.contains_key(&replica)
+                // Sync workers wait for it, and need not wait until its time is over.
+                || !placement.mode.is_sync() && self.restarted.contains(&replica))
     }
 
     /// Starts a lost worker again, which then takes its place in the run.
@@ -339,6 +345,7 @@ impl Watcher {
         self.order_of_exit.retain(|other| *other != replica);
         self.ended_here.remove(&replica);
         self.joined.remove(&replica);
+        self.restarted.insert(replica);
         match self.launched.restart(&self.plan, replica, self.replica_events.clone()) {
             Ok(()) => self.show(&Event::Warning(format!("{replica} is started again"))),
             Err(error) => {
