@@ -33,12 +33,16 @@ fn in_second_epoch(law: &Law, settings: &[(&str, &str)]) -> Running {
 
 /// Checks that a run that was disturbed has trained what an undisturbed one trains, to the bit.
 #[track_caller]
-fn trained_as_if_nothing_had_been(ended: Ended) {
-    let undisturbed = Law { pause_ms: 0, ..LAW }.train_in_memory(Topology::new(2, 2)).unwrap();
+fn trained_as_if_nothing_had_been(law: &Law, ended: Ended) {
+    let at_once = Law { pause_ms: 0, ..law.clone() };
+    let undisturbed = at_once.train_in_memory(Topology::new(2, 2)).unwrap();
     let ended = ended.code(0).nothing_left();
     assert_eq!(ended.own_lines(), [format!("fingerprint {}", undisturbed.model.fingerprint())]);
     let summary = ended.summary();
-    assert_eq!((summary["status"].as_str(), summary["examples"].as_u64()), (Some("succeeded"), Some(4 * 240)));
+    assert_eq!(
+        (summary["status"].as_str(), summary["examples"].as_u64()),
+        (Some("succeeded"), Some((law.epochs * law.examples) as u64))
+    );
 }
 
 #[test]
@@ -49,7 +53,7 @@ fn killed_worker_is_started_again_and_no_bit_differs() {
         running.wait_for(&format!("worker {rank} was ended by signal 9 (SIGKILL)"));
         running.wait_for(&format!("warning: worker {rank} was lost: its process ended without a goodbye"));
         running.wait_for(&format!("warning: worker {rank} is started again"));
-        trained_as_if_nothing_had_been(running.end());
+        trained_as_if_nothing_had_been(&LAW, running.end());
     }
 }
 
@@ -81,7 +85,7 @@ fn frozen_worker_is_replaced_and_no_bit_differs() {
     let start = ended.summary()["phases"][0].clone();
     assert_eq!(start["name"], "start");
     assert!(start["seconds"].as_f64() < Some(10.0), "it joined again, but the run had long begun: {start}");
-    trained_as_if_nothing_had_been(ended);
+    trained_as_if_nothing_had_been(&LAW, ended);
 }
 
 #[test]
@@ -90,7 +94,7 @@ fn worker_that_is_frozen_for_less_than_its_lease_is_waited_for() {
     running.signal_replica("worker", 1, Signal::STOP);
     thread::sleep(Duration::from_secs(4));
     running.signal_replica("worker", 1, Signal::CONT);
-    trained_as_if_nothing_had_been(running.end().never_says("warning"));
+    trained_as_if_nothing_had_been(&LAW, running.end().never_says("warning"));
 }
 
 /// Without `rejoin` the others of an async run go on. The frozen one is ended, so that it can neither wake up and disturb
@@ -122,6 +126,40 @@ fn async_run_takes_a_worker_back() {
     running.wait_for("warning: worker 1 is started again");
     let ended = running.end().code(0).nothing_left();
     assert_eq!(ended.summary()["status"], "succeeded");
+}
+
+/// Its second process never says hello: an async run waits for it in vain and then goes on, a sync run fails.
+#[test]
+fn worker_that_does_not_come_back_is_given_up() {
+    let law = Law { epochs: 10, ..LAW };
+    for mode in ["sync", "async"] {
+        let running = in_second_epoch(&law, &[("FAIRING_MODE", mode), ("FAIRING_REJOIN", "1s")]);
+        let first = running.replica("worker", 1);
+        running.signal_replica("worker", 1, Signal::KILL);
+        let second = running.successor("worker", 1, first);
+        rustix::process::kill_process(second, Signal::STOP).unwrap();
+        let ended = running.end().nothing_left().never_says("frozen");
+        match mode {
+            "sync" => ended
+                .code(1)
+                .says("Error: worker 1 was lost in round ")
+                .says("it was lost and nobody took its place within 1s"),
+            _ => ended
+                .code(0)
+                .says("warning: worker 1 was lost: nobody took its place within 1s")
+                .says("epoch 10/10  loss"),
+        };
+    }
+}
+
+#[test]
+fn worker_killed_again_after_the_time_is_started_again_too() {
+    let law = Law { epochs: 10, ..LAW };
+    let mut running = in_second_epoch(&law, &[("FAIRING_REJOIN", "1s")]);
+    running.signal_replica("worker", 1, Signal::KILL);
+    running.wait_for("epoch 6/10  loss");
+    running.signal_replica("worker", 1, Signal::KILL);
+    trained_as_if_nothing_had_been(&law, running.end());
 }
 
 #[test]
