@@ -11,6 +11,7 @@ mod model;
 pub mod optimizer;
 pub(crate) mod parameter_server;
 pub(crate) mod replica;
+mod safetensors;
 mod shard;
 pub(crate) mod status;
 #[cfg(test)]
