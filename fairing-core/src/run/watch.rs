@@ -526,9 +526,11 @@ impl Watcher {
     /// Writes what is written last, as much of it as can be.
     fn close(&mut self, summary: &mut Summary) -> Result<(), RunError> {
         let folder = self.folder.path();
-        let board = self.tensorboard.text("summary", &summary.text(folder, folder), SystemTime::now());
         let page = self.folder.write_report(&html::page(summary, &self.metrics));
         summary.files = Files::list(folder);
+        // Without the path to this run's folder, which may be moved.
+        let text = summary.text(Path::new(&self.plan.run), Path::new(""));
+        let board = self.tensorboard.text("summary", &text, SystemTime::now());
         self.folder.write_summary(summary)?;
         page?;
         Ok(board?)

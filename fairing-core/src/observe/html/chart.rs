@@ -6,15 +6,45 @@ use poloto::ticks::from_iter;
 use super::series::Point;
 use crate::observe::words;
 
-/// Width and height of the plotted area, in the SVG's own unit. With the labels the whole is 480 wide, which is what a
-/// column of the page and, nearly, a telephone has.
-const AREA: (f64, f64) = (404.0, 190.0);
+/// How large a chart is drawn. An SVG scales its letters with it, so that one size does not do for all widths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Size {
+    /// For a column of the page and for a telephone: with the labels 480 units wide.
+    Column,
+    /// For the whole width of the page: 1000 units.
+    Page,
+}
+
+impl Size {
+    /// Width and height of the plotted area.
+    fn area(self) -> (f64, f64) {
+        match self {
+            Size::Column => (386.0, 190.0),
+            Size::Page => (906.0, 250.0),
+        }
+    }
+
+    /// Points that a trend should have.
+    pub(super) fn stretches(self) -> usize {
+        match self {
+            Size::Column => 90,
+            Size::Page => 180,
+        }
+    }
+
+    fn class(self) -> &'static str {
+        match self {
+            Size::Column => "column",
+            Size::Page => "page",
+        }
+    }
+}
 
 /// What poloto leaves free left and right, and above and below. It cannot be changed, so the view is cut out.
 const PADDING: (f64, f64) = (150.0, 100.0);
 
 /// Room for labels in the view.
-const LEFT: f64 = 60.0;
+const LEFT: f64 = 78.0;
 const RIGHT: f64 = 16.0;
 const ABOVE: f64 = 10.0;
 const BELOW: f64 = 40.0;
@@ -45,7 +75,8 @@ pub(super) struct Drawn {
 
 impl Chart {
     /// Draws it, unless there are not two points in it to connect. `label`, already escaped, is what is read out.
-    pub(super) fn draw(mut self, label: &str) -> Option<Drawn> {
+    pub(super) fn draw(mut self, size: Size, label: &str) -> Option<Drawn> {
+        let area = size.area();
         let logarithmic = {
             let (least, greatest) = bounds(self.values())?;
             least > 0.0 && greatest / least >= LOGARITHMIC
@@ -66,7 +97,7 @@ impl Chart {
         let x_ticks = ticks(first, last, x_step);
         let y_ticks = ticks(bottom, top, y_step);
 
-        let (width, height) = (AREA.0 + 2.0 * PADDING.0, AREA.1 + 2.0 * PADDING.1);
+        let (width, height) = (area.0 + 2.0 * PADDING.0, area.1 + 2.0 * PADDING.1);
         let frame = poloto::frame()
             .with_viewbox([width, height])
             .with_tick_lines([false, true])
@@ -88,13 +119,14 @@ impl Chart {
             .expect("a string can be written");
 
         let (x, y) = (PADDING.0 - LEFT, PADDING.1 - ABOVE);
-        let (view_width, view_height) = (LEFT + AREA.0 + RIGHT, ABOVE + AREA.1 + BELOW);
+        let (view_width, view_height) = (LEFT + area.0 + RIGHT, ABOVE + area.1 + BELOW);
+        let class = size.class();
         let mut svg = format!(
-            "<svg class=\"chart\" role=\"img\" aria-label=\"{label}\" viewBox=\"{x} {y} {view_width} {view_height}\">\n"
+            "<svg class=\"{class}\" role=\"img\" aria-label=\"{label}\" viewBox=\"{x} {y} {view_width} {view_height}\">\n"
         );
         for epoch in self.epochs.iter().filter(|epoch| **epoch > first && **epoch < last) {
-            let x = PADDING.0 + (epoch - first) / (last - first) * AREA.0;
-            let (top, bottom) = (PADDING.1, PADDING.1 + AREA.1);
+            let x = PADDING.0 + (epoch - first) / (last - first) * area.0;
+            let (top, bottom) = (PADDING.1, PADDING.1 + area.1);
             svg += &format!("<path class=\"epoch-begin\" d=\"M{x:.2} {top}V{bottom}\"/>\n");
         }
         svg += &restyle(&drawn, &classes);
@@ -107,10 +139,17 @@ impl Chart {
     }
 }
 
-/// Gives lines their classes instead of numbers, and takes away what cannot be in a page twice or is not wanted.
+/// Puts the axes below the lines, gives lines their classes instead of numbers, and takes away what cannot be in a page twice or is not wanted.
 fn restyle(drawn: &str, classes: &[String]) -> String {
     let mut svg = String::with_capacity(drawn.len());
-    for line in drawn.lines().map(str::trim).filter(|line| !line.is_empty() && !line.contains("poloto_background")) {
+    let title = drawn.find("<text class=\"poloto_text poloto_name").unwrap_or(0);
+    let (plots, axes) = drawn.split_at(title);
+    for line in axes
+        .lines()
+        .chain(plots.lines())
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.contains("poloto_background"))
+    {
         svg += line;
         svg.push('\n');
     }
@@ -211,7 +250,7 @@ mod tests {
 
     fn draw(values: &[f64]) -> Option<Drawn> {
         let points = (0..).map(f64::from).zip(values.iter().copied()).collect();
-        Chart { lines: vec![Line { class: "mean".into(), points }], epochs: vec![1.0] }.draw("loss")
+        Chart { lines: vec![Line { class: "mean".into(), points }], epochs: vec![1.0] }.draw(Size::Column, "loss")
     }
 
     #[test]

@@ -10,8 +10,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
-use self::chart::{Chart, Line};
-use self::series::{Point, decimate, drawable, epoch_means};
+use self::chart::{Chart, Line, Size};
+use self::series::{Point, decimate, drawable, trend};
 use super::events::Metric;
 use super::metrics::Metrics;
 use super::report::{Phase, Status, Summary, WorkerFacts};
@@ -112,10 +112,10 @@ impl Page {
             .collect();
         figures.push(("time".to_owned(), text(&time(summary.seconds))));
         if let Some(rate) = summary.examples_per_second.filter(|rate| rate.is_finite()) {
-            figures.push(("examples per second".to_owned(), words::thousands(rate.round() as u64)));
+            figures.push(("examples/s".to_owned(), words::thousands(rate.round() as u64)));
         }
         if summary.examples > 0 {
-            figures.push(("examples trained on".to_owned(), words::thousands(summary.examples)));
+            figures.push(("examples".to_owned(), words::thousands(summary.examples)));
         }
         self.put("<dl class=\"figures\">\n");
         for (name, value) in figures {
@@ -125,55 +125,65 @@ impl Page {
     }
 
     fn curves(&mut self, metrics: &Metrics) {
-        let mut charts = String::new();
-        let (mut most_ranks, mut any_epoch_mean, mut any_epoch) = (0, false, false);
-        for name in metrics.names() {
+        let names = metrics.names();
+        let mut figures = Vec::new();
+        let (mut most_ranks, mut any_trend, mut any_epoch) = (0, false, false);
+        for name in &names {
             let all: Vec<&Metric> = metrics.series(name).collect();
-            let curves = Curves::new(&all);
-            let (ranks, epoch_mean, epoch) = (curves.ranks, curves.has_epoch_means, !curves.chart.epochs.is_empty());
             let last = all.last().map_or(f64::NAN, |metric| metric.value);
             let label = format!("{} over {} rounds, at last {}", text(name), all.len(), words::number(last));
-            let Some(drawn) = curves.chart.draw(&label) else { continue };
+            let column = Curves::new(&all, Size::Column);
+            let (ranks, has_trend, has_epochs) = (column.ranks, column.has_trend, !column.chart.epochs.is_empty());
+            let Some(drawn) = column.chart.draw(Size::Column, &label) else { continue };
             most_ranks = most_ranks.max(ranks);
-            any_epoch_mean |= epoch_mean;
-            any_epoch |= epoch;
+            any_trend |= has_trend;
+            any_epoch |= has_epochs;
             let scale = if drawn.logarithmic { "logarithmic · " } else { "" };
+            let head = format!(
+                "<figcaption><span>{}</span><span>{scale}last {}</span></figcaption>\n",
+                text(name),
+                words::number(last)
+            );
             let mut note = String::new();
             let not_drawn = all.iter().filter(|metric| drawable(metric.value).is_nan()).count();
             if not_drawn > 0 {
                 let values = if not_drawn == 1 { "value is" } else { "values are" };
                 note = format!("<p>{} {values} no number and not drawn.</p>\n", words::thousands(not_drawn as u64));
             }
-            write!(
-                charts,
-                "<figure>\n<figcaption><span>{}</span><span>{scale}last {}</span></figcaption>\n{}{note}</figure>\n",
-                text(name),
-                words::number(last),
-                drawn.svg,
-            )
-            .expect("a string can be written");
+            figures.push(Figure { all, label, head, column: drawn.svg, note });
         }
-        if charts.is_empty() {
+        if figures.is_empty() {
             return;
+        }
+        // In two columns an odd number leaves a hole, so the first one, most often the loss, gets the whole width.
+        let wide = figures.len() % 2;
+        let mut charts = String::new();
+        for (number, Figure { all, label, head, column, note }) in figures.into_iter().enumerate() {
+            let page = if number < wide { Curves::new(&all, Size::Page).chart.draw(Size::Page, &label) } else { None };
+            let (class, page) = page.map_or(("", String::new()), |drawn| (" class=\"wide\"", drawn.svg));
+            write!(charts, "<figure{class}>\n{head}{page}{column}{note}</figure>\n").expect("a string can be written");
         }
         let swatch = |class: &str, what: &str| {
             format!(
                 "<li><svg viewBox=\"0 0 26 10\" aria-hidden=\"true\"><path class=\"{class}\" d=\"M1 5H25\"/></svg>{what}</li>\n"
             )
         };
-        self.put("<section>\n<h2>Curves</h2>\n<ul class=\"legend\">\n");
+        self.put("<section>\n<h2>Curves <small>by round</small></h2>\n<ul class=\"legend\">\n");
         self.put(&swatch("line mean", if most_ranks > 0 { "mean over the workers" } else { "value by round" }));
-        if any_epoch_mean {
-            self.put(&swatch("line epoch", "mean of an epoch"));
+        if any_trend {
+            self.put(&swatch("line trend", "trend of the mean"));
         }
         match most_ranks {
             0 => {}
             ranks if ranks <= COLOURS => {
                 for rank in 0..ranks {
-                    self.put(&swatch(&rank_class(rank, ranks), &Replica::worker(rank as u32).to_string()));
+                    self.put(&swatch(
+                        &format!("line {}", rank_class(rank, ranks)),
+                        &Replica::worker(rank as u32).to_string(),
+                    ));
                 }
             }
-            ranks => self.put(&swatch(&rank_class(0, ranks), "each worker")),
+            ranks => self.put(&swatch(&format!("line {}", rank_class(0, ranks)), "each worker")),
         }
         if any_epoch {
             self.put(&swatch("epoch-begin", "an epoch begins"));
@@ -231,6 +241,11 @@ impl Page {
         }
         for (replicas, y) in [(&servers, SERVERS_AT), (&workers, WORKERS_AT)] {
             let width = (440.0 / replicas.len().max(1) as f64 - 10.0).min(92.0);
+            let short = width < 66.0;
+            if short {
+                let (y, what) = if y == SERVERS_AT { (y - 24.0, "parameter servers") } else { (y + 32.0, "workers") };
+                self.put(&format!("<text class=\"note\" x=\"230\" y=\"{y:.1}\">{what}</text>\n"));
+            }
             for (replica, x) in replicas {
                 let Some(replica) = replica else {
                     self.put(&format!("<text class=\"name\" x=\"{x:.1}\" y=\"{:.1}\">…</text>\n", y + 4.5));
@@ -238,7 +253,7 @@ impl Page {
                 };
                 let class = if replica.role == Role::Ps { "node server" } else { "node" };
                 // Seven boxes in a row have no room for the word.
-                let name = if width < 66.0 { replica.rank.to_string() } else { replica.to_string() };
+                let name = if short { replica.rank.to_string() } else { replica.to_string() };
                 self.put(&format!(
                     "<rect class=\"{class}\" x=\"{:.1}\" y=\"{:.1}\" width=\"{width:.1}\" height=\"32\" rx=\"7\"/>\n\
                      <text class=\"name\" x=\"{x:.1}\" y=\"{:.1}\">{name}</text>\n",
@@ -246,7 +261,7 @@ impl Page {
                     y - 16.0,
                     y + 4.5,
                 ));
-                if *replica == coordinator {
+                if *replica == coordinator && !short {
                     let y = if replica.role == Role::Ps { y - 24.0 } else { y + 31.0 };
                     self.put(&format!("<text class=\"note\" x=\"{x:.1}\" y=\"{y:.1}\">coordinator</text>\n"));
                 }
@@ -332,7 +347,7 @@ impl Page {
             return;
         }
         self.put("<section>\n<h2>Hyperparameters</h2>\n<div class=\"card\">\n");
-        self.facts(fields.into_iter().map(|(name, value)| (name, format!("<code>{value}</code>"))));
+        self.facts("facts", fields.into_iter().map(|(name, value)| (name, format!("<code>{value}</code>"))));
         self.put("</div>\n</section>\n");
     }
 
@@ -388,13 +403,13 @@ impl Page {
                 .filter_map(|(what, hash)| Some((what, format!("<code>sha256:{}</code>", text(hash.as_deref()?))))),
         );
         self.put("<section>\n<h2>Origin</h2>\n<div class=\"card\">\n");
-        self.facts(facts.into_iter().map(|(name, value)| (name.to_owned(), value)));
+        self.facts("facts origin", facts.into_iter().map(|(name, value)| (name.to_owned(), value)));
         self.put("</div>\n</section>\n");
     }
 
     /// Names and values, both of them HTML.
-    fn facts(&mut self, facts: impl Iterator<Item = (String, String)>) {
-        self.put("<dl class=\"facts\">\n");
+    fn facts(&mut self, class: &str, facts: impl Iterator<Item = (String, String)>) {
+        self.put(&format!("<dl class=\"{class}\">\n"));
         for (name, value) in facts {
             self.put(&format!("<dt>{name}</dt><dd>{value}</dd>\n"));
         }
@@ -402,16 +417,30 @@ impl Page {
     }
 }
 
+/// What becomes one figure of the page.
+struct Figure<'a> {
+    all: Vec<&'a Metric>,
+    label: String,
+    head: String,
+    column: String,
+    note: String,
+}
+
 /// The curves of one metric.
 struct Curves {
     chart: Chart,
     /// Workers with a curve of their own.
     ranks: usize,
-    has_epoch_means: bool,
+    has_trend: bool,
 }
 
 impl Curves {
-    fn new(all: &[&Metric]) -> Self {
+    fn new(all: &[&Metric], size: Size) -> Self {
+        let merged: Vec<Point> = all.iter().map(|metric| (metric.round as f64, drawable(metric.value))).collect();
+        let trend = trend(&merged, size.stretches());
+        let has_trend = !trend.is_empty();
+        // What a trend is drawn over steps back.
+        let busy = if has_trend { " busy" } else { "" };
         let ranks = all.iter().map(|metric| metric.ranks.len()).max().unwrap_or(0);
         // One worker's curve is the merged one.
         let ranks = if (2..=MOST_RANKS).contains(&ranks) { ranks } else { 0 };
@@ -420,27 +449,23 @@ impl Curves {
         for rank in 0..ranks {
             let value = |metric: &Metric| metric.ranks.get(rank).copied().flatten().map_or(f64::NAN, drawable);
             let points: Vec<Point> = all.iter().map(|metric| (metric.round as f64, value(metric))).collect();
-            lines.push(Line { class: rank_class(rank, ranks).replace("line ", ""), points: decimate(&points, most) });
+            lines.push(Line { class: format!("{}{busy}", rank_class(rank, ranks)), points: decimate(&points, most) });
         }
-        let merged: Vec<Point> = all.iter().map(|metric| (metric.round as f64, drawable(metric.value))).collect();
-        let epoch_means = epoch_means(all);
-        let has_epoch_means = !epoch_means.is_empty();
-        let class = if has_epoch_means { "mean busy" } else { "mean" };
-        lines.push(Line { class: class.to_owned(), points: decimate(&merged, MOST_POINTS) });
-        if has_epoch_means {
-            lines.push(Line { class: "epoch".to_owned(), points: epoch_means });
+        lines.push(Line { class: format!("mean{busy}"), points: decimate(&merged, MOST_POINTS) });
+        if has_trend {
+            lines.push(Line { class: "trend".to_owned(), points: trend });
         }
         let begins = all.windows(2).filter(|pair| pair[0].epoch != pair[1].epoch).map(|pair| pair[1].round as f64);
         let epochs: Vec<f64> = begins.collect();
         // A value per epoch, or hundreds of epochs, would be a hatching.
         let epochs = if epochs.len() <= 20 && 3 * epochs.len() < all.len() { epochs } else { Vec::new() };
-        Self { chart: Chart { lines, epochs }, ranks, has_epoch_means }
+        Self { chart: Chart { lines, epochs }, ranks, has_trend }
     }
 }
 
 fn rank_class(rank: usize, ranks: usize) -> String {
     let colour = if ranks <= COLOURS { rank } else { COLOURS - 1 };
-    format!("line rank rank{colour}")
+    format!("rank rank{colour}")
 }
 
 /// Replicas with their places in a row 460 wide; `None` stands for those that are not drawn.
@@ -645,23 +670,44 @@ mod tests {
     #[test]
     fn curves_are_of_every_worker_and_of_the_mean() {
         let page = page(&summary(), &metrics("loss", 40, 3));
-        assert_eq!(count(&page, "class=\"line rank rank2\""), 2, "a curve and its legend");
-        assert_eq!(count(&page, "class=\"line mean busy\""), 1);
-        assert_eq!(count(&page, "class=\"line epoch\""), 2);
-        assert_eq!(count(&page, "class=\"epoch-begin\""), 4);
+        assert_eq!(count(&page, "class=\"line rank rank2\""), 3, "a curve in two sizes and its legend");
+        assert_eq!(count(&page, "class=\"line mean\""), 3);
+        assert_eq!(count(&page, "class=\"epoch-begin\""), 2 * 3 + 1);
+        assert!(!page.contains("class=\"line trend\""), "40 values need none");
     }
 
     #[test]
     fn one_worker_has_one_curve() {
         let page = page(&summary(), &metrics("loss", 5, 1));
-        assert_eq!(count(&page, "class=\"line mean\""), 2);
+        assert_eq!(count(&page, "class=\"line mean\""), 3);
         assert!(!page.contains("class=\"line rank"));
+    }
+
+    #[test]
+    fn many_noisy_values_have_a_trend() {
+        let smooth = metrics("loss", 1_000, 2);
+        let mut noisy = Metrics::default();
+        for (number, metric) in (0..).zip(smooth.all()) {
+            noisy.push(Metric { value: metric.value + f64::from(number % 2), ..metric.clone() });
+        }
+        assert!(!page(&summary(), &smooth).contains("class=\"line trend\""));
+        let page = page(&summary(), &noisy);
+        assert_eq!(count(&page, "class=\"line trend\""), 3);
+        assert_eq!(count(&page, "class=\"line mean busy\""), 2);
+    }
+
+    #[test]
+    fn an_even_number_of_charts_has_no_wide_one() {
+        let mut two = metrics("loss", 5, 1);
+        assert_eq!(count(&page(&summary(), &two), "class=\"wide\""), 1);
+        metrics("accuracy", 5, 1).all().iter().for_each(|metric| two.push(metric.clone()));
+        assert_eq!(count(&page(&summary(), &two), "class=\"wide\""), 0);
     }
 
     #[test]
     fn a_long_run_has_a_small_page() {
         let page = page(&summary(), &metrics("loss", 50_000, 8));
-        assert!(page.len() < 150_000, "{} bytes", page.len());
+        assert!(page.len() < 250_000, "{} bytes", page.len());
     }
 
     #[test]

@@ -1,6 +1,4 @@
-//! The points of a curve: taken from the metrics, and as many as a picture can show.
-
-use crate::observe::events::Metric;
+//! The points of a curve: as many as a picture can show, and their trend.
 
 /// One point: round and value. A value that cannot be drawn is NaN, which interrupts the line.
 pub(super) type Point = (f64, f64);
@@ -38,20 +36,35 @@ pub(super) fn decimate(points: &[Point], most: usize) -> Vec<Point> {
     kept
 }
 
-/// The mean of each epoch, at the middle of its rounds; empty unless there are at least two epochs of at least eight values.
-pub(super) fn epoch_means(metrics: &[&Metric]) -> Vec<Point> {
-    const FEWEST: usize = 8;
-    let epochs: Vec<&[&Metric]> = metrics.chunk_by(|a, b| a.epoch == b.epoch).collect();
-    if epochs.len() < 2 || epochs.iter().any(|epoch| epoch.len() < FEWEST) {
+/// Values that are averaged to one point of a trend, at least.
+const FEWEST: usize = 4;
+
+/// A curve needs a trend if, from one value to the next, it goes up or down by more than this part of its extent.
+const NOISY: f64 = 0.01;
+
+/// The means of equally many values in a row, about `stretches` of them, each at the middle of its rounds; empty where there
+/// are not enough values, or the curve is smooth by itself.
+pub(super) fn trend(points: &[Point], stretches: usize) -> Vec<Point> {
+    let length = points.len().div_ceil(stretches.max(1));
+    if length < FEWEST || !is_noisy(points) {
         return Vec::new();
     }
-    let mean = |epoch: &&[&Metric]| {
-        let values: Vec<f64> =
-            epoch.iter().map(|metric| drawable(metric.value)).filter(|value| !value.is_nan()).collect();
-        let (first, last) = (epoch[0].round as f64, epoch[epoch.len() - 1].round as f64);
-        (first.midpoint(last), values.iter().sum::<f64>() / values.len() as f64)
+    let mean = |stretch: &[Point]| {
+        let values = || stretch.iter().map(|point| point.1).filter(|value| !value.is_nan());
+        // Without any value it is 0 / 0: a gap.
+        let mean = values().sum::<f64>() / values().count() as f64;
+        (stretch[0].0.midpoint(stretch[stretch.len() - 1].0), mean)
     };
-    epochs.iter().map(mean).collect()
+    // A short rest at the end would be noisier than everything before it.
+    let whole = points.len() / length * length;
+    points[..whole].chunks(length).map(mean).collect()
+}
+
+fn is_noisy(points: &[Point]) -> bool {
+    let values = || points.iter().map(|point| point.1).filter(|value| !value.is_nan());
+    let (least, greatest) = (values().fold(f64::INFINITY, f64::min), values().fold(f64::NEG_INFINITY, f64::max));
+    let way: f64 = values().zip(values().skip(1)).map(|(one, next)| (next - one).abs()).sum();
+    way > NOISY * (greatest - least) * values().count() as f64
 }
 
 #[cfg(test)]
@@ -96,13 +109,15 @@ mod tests {
     }
 
     #[test]
-    fn epochs_have_means_where_their_values_are_many() {
-        let metric =
-            |round: u64, epoch| Metric { name: "loss".into(), epoch, round, value: round as f64, ranks: vec![] };
-        let metrics: Vec<Metric> = (0..20).map(|round| metric(round, round / 10)).collect();
-        let all: Vec<&Metric> = metrics.iter().collect();
-        assert_eq!(epoch_means(&all), [(4.5, 4.5), (14.5, 14.5)]);
-        assert_eq!(epoch_means(&all[..10]), []);
-        assert_eq!(epoch_means(&all[..12]), []);
+    fn a_trend_is_the_mean_of_equally_many_values() {
+        let points: Vec<Point> = (0..23).map(|i| (f64::from(i), f64::from(i % 5))).collect();
+        assert_eq!(trend(&points, 5), [(2.0, 2.0), (7.0, 2.0), (12.0, 2.0), (17.0, 2.0)]);
+        assert_eq!(trend(&points, 20), [], "two values are no trend");
+        let gap: Vec<Point> =
+            (0..16).map(|i| (f64::from(i), if i < 8 { f64::NAN } else { f64::from(i % 2) })).collect();
+        assert!(trend(&gap, 4)[0].1.is_nan());
+        let smooth: Vec<Point> = (0..1_000).map(|i| (f64::from(i), f64::from(i))).collect();
+        assert_eq!(trend(&smooth, 5), []);
+        assert_eq!(trend(&[], 5), []);
     }
 }
