@@ -570,6 +570,22 @@ mod tests {
     }
 
     #[test]
+    fn a_summary_without_the_newer_fields_can_be_read() {
+        let mut json = serde_json::to_value(summary()).unwrap();
+        let fields = json.as_object_mut().unwrap();
+        for name in ["mode", "workers", "hashes"] {
+            fields.remove(name).unwrap();
+        }
+        let files = fields["files"].as_object_mut().unwrap();
+        for name in ["safetensors", "report", "tensorboard"] {
+            files.remove(name).unwrap();
+        }
+        let read: Summary = serde_json::from_value(json).unwrap();
+        let files = Files { safetensors: None, report: None, tensorboard: None, ..summary().files };
+        assert_eq!(read, Summary { mode: None, hashes: Hashes::default(), files, ..summary() });
+    }
+
+    #[test]
     fn files_are_found() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("logs")).unwrap();
