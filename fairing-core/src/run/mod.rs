@@ -32,6 +32,7 @@ use crate::lifeline;
 use crate::observe::events::Exit;
 use crate::observe::metrics::MetricsError;
 use crate::observe::run_folder::{RunFolder, RunFolderError};
+use crate::observe::tensorboard::TensorBoardError;
 use crate::protocol::failure::Failure;
 use crate::runtime::Model;
 use crate::topology::{Placement, Topology};
@@ -104,6 +105,9 @@ pub enum RunError {
     /// The metrics cannot be written or read back.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
+    /// The values for TensorBoard cannot be written.
+    #[error(transparent)]
+    TensorBoard(#[from] TensorBoardError),
     /// The replicas could not be started.
     #[error(transparent)]
     Launch(#[from] LaunchError),

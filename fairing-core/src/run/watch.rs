@@ -18,9 +18,12 @@ use crate::exit::ExitCode;
 use crate::launch::{LaunchPlan, Launched, Launcher, ReplicaEvent};
 use crate::observe::events::{Event, Exit, Progress};
 use crate::observe::git::{self, Commit};
+use crate::observe::hashes::{self, HASHES_DEADLINE, Hashes, Hashing};
+use crate::observe::html;
 use crate::observe::metrics::{Metrics, MetricsWriter};
 use crate::observe::report::{Files, Host, Phase, Status, Summary, Versions};
 use crate::observe::run_folder::{LogFiles, RunFolder};
+use crate::observe::tensorboard::TensorBoard;
 use crate::observe::terminal::{View, terminal};
 use crate::protocol::connection::Connection;
 use crate::protocol::deadline::{GRACE, HEARTBEAT, JOIN, WORST_LOSS, WORST_WAIT};
@@ -70,6 +73,9 @@ impl Watch {
     pub(super) fn start(self, received: Receiver<Message>) -> Result<JoinHandle<Result<Outcome, RunError>>, RunError> {
         let topology = self.plan.placements[0].topology;
         let metrics_file = MetricsWriter::create(self.folder.metrics())?;
+        let workers = topology.workers.get() as usize;
+        let mut tensorboard = TensorBoard::create(&self.folder.tensorboard(), workers, self.started.1)?;
+        tensorboard.text("hyperparameters", &format!("{:#}", self.hyperparameters), self.started.1)?;
         let mut view = terminal(topology, &ProcessEnv);
         if let Some(advice) = unoptimised() {
             // Said, not shown: a shown warning is one line, and these lines are to be pasted.
@@ -87,6 +93,7 @@ impl Watch {
         let manifest = self.manifest;
         let asking_git = std::thread::Builder::new().name("fairing-git".into());
         let asking_git = asking_git.spawn(move || git::commit(&manifest, git::GIT_DEADLINE)).ok();
+        let hashing = Hashing::start(hashes::program(), self.plan.placements[0].data_dir.clone());
         let interrupts = Interrupts::count();
         let (replica_events, from_replicas) = sync_channel(QUEUE);
         let launched = self.launcher.launch(&self.plan, replica_events.clone())?;
@@ -114,6 +121,7 @@ impl Watch {
             view,
             logs: LogFiles::new(&self.folder),
             metrics_file: Some(metrics_file),
+            tensorboard,
             metrics: Metrics::default(),
             folder: self.folder,
             plan: self.plan,
@@ -121,6 +129,8 @@ impl Watch {
             hyperparameters: self.hyperparameters,
             asking_git,
             commit: None,
+            hashing: Some(hashing),
+            hashes: Hashes::default(),
             seed: self.seed,
             extension: self.extension,
             started: self.started,
@@ -171,6 +181,7 @@ struct Watcher {
     view: Box<dyn View>,
     logs: LogFiles,
     metrics_file: Option<MetricsWriter>,
+    tensorboard: TensorBoard,
     metrics: Metrics,
     folder: RunFolder,
     type_name: String,
@@ -178,6 +189,9 @@ struct Watcher {
     /// Asks for the commit as it is when the run starts, beside the start of the replicas.
     asking_git: Option<JoinHandle<Option<Commit>>>,
     commit: Option<Commit>,
+    /// Beside the run, as above.
+    hashing: Option<Hashing>,
+    hashes: Hashes,
     seed: u64,
     extension: &'static str,
     started: (Instant, SystemTime),
@@ -400,6 +414,8 @@ impl Watcher {
                     let written = file.write(&metric, Instant::now());
                     self.keep(written.map_err(RunError::from));
                 }
+                let written = self.tensorboard.write(&metric, SystemTime::now(), Instant::now());
+                self.keep(written.map_err(RunError::from));
                 self.metrics.push(metric);
             }
             FromCoordinator::Lost { replica, reason, rejoin } => self.lost(replica, reason, rejoin),
@@ -472,6 +488,8 @@ impl Watcher {
             let written = file.tick(now);
             self.keep(written.map_err(RunError::from));
         }
+        let written = self.tensorboard.tick(now);
+        self.keep(written.map_err(RunError::from));
         if self.joined.is_empty() && self.spawned.elapsed() > JOIN + GRACE {
             self.end_by(now);
         }
@@ -548,6 +566,8 @@ impl Watcher {
             let written = file.finish();
             self.keep(written.map_err(RunError::from));
         }
+        let written = self.tensorboard.flush();
+        self.keep(written.map_err(RunError::from));
         self.view.finish(now);
         let complete = self.complete.filter(|_| self.model.is_some() && !self.killed);
         let error = match complete {
@@ -571,8 +591,10 @@ impl Watcher {
         };
         // It has its own deadline, long past by now.
         self.commit = self.asking_git.take().and_then(|asking| asking.join().ok().flatten());
-        let summary = self.summary(status, now);
-        let written = self.folder.write_summary(&summary);
+        let patience = if self.killed { Duration::ZERO } else { HASHES_DEADLINE };
+        self.hashes = self.hashing.take().map(|hashing| hashing.finish(patience)).unwrap_or_default();
+        let mut summary = self.summary(status, now);
+        let written = self.close(&mut summary);
         match error {
             Some(error) => {
                 if matches!(error, RunError::Killed) {
@@ -589,6 +611,19 @@ impl Watcher {
         }
     }
 
+    /// Writes what is written last, as much of it as can be.
+    fn close(&mut self, summary: &mut Summary) -> Result<(), RunError> {
+        let folder = self.folder.path();
+        let page = self.folder.write_report(&html::page(summary, &self.metrics));
+        summary.files = Files::list(folder);
+        // Without the path to this run's folder, which may be moved.
+        let text = summary.text(Path::new(&self.plan.run), Path::new(""));
+        let board = self.tensorboard.text("summary", &text, SystemTime::now());
+        self.folder.write_summary(summary)?;
+        page?;
+        Ok(board?)
+    }
+
     fn summary(&self, status: Status, now: Instant) -> Summary {
         let examples: u64 = self.progress.values().map(|progress| progress.examples).sum();
         let phases = self.phases(now);
@@ -598,6 +633,7 @@ impl Watcher {
             type_name: self.type_name.clone(),
             status,
             topology: self.topology,
+            mode: None,
             seed: self.seed,
             hyperparameters: self.hyperparameters.clone(),
             started: self.started.1,
@@ -606,9 +642,11 @@ impl Watcher {
             examples,
             examples_per_second: train.filter(|seconds| *seconds > 0.0).map(|seconds| examples as f64 / seconds),
             metrics: self.metrics.last_values(),
+            workers: Vec::new(),
             versions: Versions { rustc: crate::build::rustc(), burn: crate::build::burn(), ..Versions::default() },
             opt_level: Some(crate::build::OPT_LEVEL.to_owned()),
             git: self.commit.clone(),
+            hashes: self.hashes.clone(),
             host: Host::current(),
             files: Files::list(self.folder.path()),
         }
