@@ -64,7 +64,8 @@ pub struct Summary {
     pub files: Files,
 }
 
-/// How a run ended; in JSON `"status": "succeeded"`, `"stopped"`, or `"failed"` beside a `"cause"`.
+/// How a run ended; in JSON `"status": "succeeded"`, `"stopped"`, `"incomplete"` beside `"lost"`, or
+/// `"failed"` beside a `"cause"`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "lowercase")]
 pub enum Status {
@@ -72,6 +73,11 @@ pub enum Status {
     Succeeded,
     /// The caller asked it to stop; what was trained until then is kept.
     Stopped,
+    /// It came to its end, but without some of its workers; `"lost"` says which, and why.
+    Incomplete {
+        /// The workers, why they were lost, and what that cost.
+        lost: String,
+    },
     /// It failed.
     Failed {
         /// The first failure, with the causes behind it.
@@ -254,6 +260,10 @@ impl Summary {
         let head = match &self.status {
             Status::Succeeded => format!("{name} trained by {topology} in {time}"),
             Status::Stopped => format!("{name} stopped by the caller after {time}, trained by {topology}"),
+            Status::Incomplete { lost } => {
+                rows.push(("lost".to_owned(), lost.clone()));
+                format!("{name} trained by {topology} in {time}, but not by all of them to the end")
+            }
             Status::Failed { cause } => {
                 rows.push(("cause".to_owned(), cause.clone()));
                 format!("{name} failed after {time}, with {topology}")
@@ -561,7 +571,8 @@ mod tests {
     #[test]
     fn json_can_be_read_back() {
         let cause = "peer silent".to_owned();
-        for status in [Status::Succeeded, Status::Stopped, Status::Failed { cause }] {
+        let lost = "worker 1".to_owned();
+        for status in [Status::Succeeded, Status::Stopped, Status::Incomplete { lost }, Status::Failed { cause }] {
             let mut written = Summary { status, ..summary() };
             written.metrics.insert("diverged".into(), f64::INFINITY);
             let json = serde_json::to_string(&written).unwrap();

@@ -123,6 +123,14 @@ pub enum RunError {
         /// The folder of the replicas' logs.
         logs: PathBuf,
     },
+    /// The run came to its end without some of its workers: not a success, but what the others trained is there.
+    #[error("the run is incomplete: {lost} (the model of the others is {})", outcome.model().display())]
+    Incomplete {
+        /// Who was lost, why, and what that cost.
+        lost: String,
+        /// What the others brought home.
+        outcome: Box<Outcome>,
+    },
     /// The caller ended the run before there was a result: a second Ctrl-C, or one before training began.
     #[error("stopped before there was a result")]
     Killed,

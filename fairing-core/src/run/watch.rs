@@ -21,7 +21,7 @@ use crate::observe::git::{self, Commit};
 use crate::observe::hashes::{self, HASHES_DEADLINE, Hashes, Hashing};
 use crate::observe::html;
 use crate::observe::metrics::{Metrics, MetricsWriter};
-use crate::observe::report::{Files, Host, Phase, Status, Summary, Versions};
+use crate::observe::report::{Files, Host, Phase, Status, Summary, Versions, WorkerFacts};
 use crate::observe::run_folder::{LogFiles, RunFolder};
 use crate::observe::tensorboard::TensorBoard;
 use crate::observe::terminal::{View, terminal};
@@ -269,10 +269,14 @@ impl Watcher {
                 }
             }
             Message::Coordinator(Heard::Said(message)) => self.hear(message),
-            Message::Coordinator(Heard::Model { model, .. }) => {
+            Message::Coordinator(Heard::Model { model, tensors }) => {
                 let extension = self.extension;
                 let written = self.folder.write_model(extension, &model);
                 self.keep(written.map(drop).map_err(RunError::from));
+                if !tensors.is_empty() {
+                    let written = self.folder.write_safetensors(&tensors);
+                    self.keep(written.map(drop).map_err(RunError::from));
+                }
                 self.model = Some(model);
                 self.tell_coordinator(ToCoordinator::Acknowledged);
                 self.end_by(Instant::now() + GRACE);
@@ -586,6 +590,7 @@ impl Watcher {
         };
         let status = match (&error, complete) {
             (Some(error), _) => Status::Failed { cause: chain(error) },
+            (None, _) if !self.lost.is_empty() => Status::Incomplete { lost: self.losses() },
             (None, Some(true)) => Status::Stopped,
             (None, _) => Status::Succeeded,
         };
@@ -606,9 +611,47 @@ impl Watcher {
                 written?;
                 let current = std::env::current_dir().unwrap_or_default();
                 self.view.say(&summary.text(self.folder.path(), &current));
-                Ok(Outcome::new(self.folder, self.extension, self.metrics, summary))
+                let outcome = Outcome::new(self.folder, self.extension, self.metrics, summary);
+                match &outcome.summary().status {
+                    Status::Incomplete { lost } => {
+                        let lost = lost.clone();
+                        Err(RunError::Incomplete { lost, outcome: Box::new(outcome) })
+                    }
+                    _ => Ok(outcome),
+                }
             }
         }
+    }
+
+    /// Whom the run went on without, and what that cost.
+    fn losses(&self) -> String {
+        let loss = |(replica, reason): (&Replica, &String)| {
+            let examples = self.workers.get(replica.rank.index()).map_or(0, |worker| worker.dropped_examples);
+            format!(
+                "{replica} was lost ({reason}), and about {examples} examples that were its part were not trained on"
+            )
+        };
+        self.lost.iter().map(loss).collect::<Vec<_>>().join("; ")
+    }
+
+    fn worker_facts(&self) -> Vec<WorkerFacts> {
+        let facts = |(rank, worker): (u32, &WorkerEnd)| {
+            let WorkerEnd { pace, dropped_examples, restarts } = *worker;
+            WorkerFacts {
+                rank: Rank(rank),
+                steps: pace.steps,
+                examples: pace.examples,
+                dropped_examples,
+                repeated_examples: pace.repeated_examples,
+                step_seconds_median: pace.step_seconds_median,
+                step_seconds_p95: pace.step_seconds_p95,
+                wait_seconds: pace.wait_seconds,
+                staleness_mean: pace.staleness_sum as f64 / pace.steps.max(1) as f64,
+                staleness_max: pace.staleness_max,
+                restarts,
+            }
+        };
+        (0..).zip(&self.workers).map(facts).collect()
     }
 
     /// Writes what is written last, as much of it as can be.
@@ -633,7 +676,7 @@ impl Watcher {
             type_name: self.type_name.clone(),
             status,
             topology: self.topology,
-            mode: None,
+            mode: Some(self.plan.placements[0].mode).filter(|mode| !mode.is_sync()).map(|mode| mode.to_string()),
             seed: self.seed,
             hyperparameters: self.hyperparameters.clone(),
             started: self.started.1,
@@ -642,7 +685,7 @@ impl Watcher {
             examples,
             examples_per_second: train.filter(|seconds| *seconds > 0.0).map(|seconds| examples as f64 / seconds),
             metrics: self.metrics.last_values(),
-            workers: Vec::new(),
+            workers: self.worker_facts(),
             versions: Versions { rustc: crate::build::rustc(), burn: crate::build::burn(), ..Versions::default() },
             opt_level: Some(crate::build::OPT_LEVEL.to_owned()),
             git: self.commit.clone(),

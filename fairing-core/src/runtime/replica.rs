@@ -312,8 +312,10 @@ fn finish<M: Model>(worker: &Worker, control: &Control, replica: Replica, mut mo
     control.say(ToCoordinator::Finished(Finished { rounds: worker.round(), digest }))?;
     while control.wait_for_the_end()? {
         model = worker.with_final_parameters(model)?;
+        // Without it the model is still there in the framework's own format.
+        let tensors = super::safetensors::to_bytes(&model).unwrap_or_default();
         let unsaved = |error| own(FailureKind::User, format!("cannot save the model: {error}"));
-        let files = vec![(Kind::Model, model.to_bytes().map_err(unsaved)?), (Kind::Tensors, Vec::new())];
+        let files = vec![(Kind::Model, model.to_bytes().map_err(unsaved)?), (Kind::Tensors, tensors)];
         control.say_with(ToCoordinator::Model, files)?;
     }
     Ok(model)

@@ -16,7 +16,6 @@ use super::model::Model;
 /// # Errors
 ///
 /// What is wrong, in words: the model has no layout, or two tensors have one path.
-#[cfg_attr(not(test), expect(dead_code, reason = "the worker that sends it to the caller comes next"))]
 pub(crate) fn to_bytes<M: Model>(model: &M) -> Result<Vec<u8>, String> {
     if cfg!(target_endian = "big") {
         return Err("the format is little-endian, and this machine is not".to_owned());

@@ -54,6 +54,8 @@ pub struct Worker {
     /// The run stops: set by the answer to the step that closed its last round.
     stopped: Cell<bool>,
     stopwatch: RefCell<Stopwatch>,
+    /// Gradients that the next step includes.
+    accumulated: RefCell<Accumulated>,
     /// Called once this worker's model exists and before it waits for the others.
     before_join: RefCell<Option<Box<dyn FnOnce()>>>,
 }
@@ -71,6 +73,39 @@ struct Place {
     stepped: bool,
     /// Examples of this rank since state was averaged last.
     since_average: u64,
+}
+
+/// The sum of some gradients, each times its examples.
+#[derive(Default)]
+struct Accumulated {
+    sum: Vec<f32>,
+    present: Vec<bool>,
+    examples: usize,
+}
+
+impl Accumulated {
+    fn add(&mut self, exchange: &Exchange, examples: usize) {
+        self.sum.resize(exchange.gradient.len(), 0.0);
+        self.present.resize(exchange.present.len(), false);
+        let weight = examples as f32;
+        self.sum.iter_mut().zip(&exchange.gradient).for_each(|(sum, value)| *sum += weight * value);
+        self.present.iter_mut().zip(&exchange.present).for_each(|(known, present)| *known |= present);
+        self.examples += examples;
+    }
+
+    /// Replaces a gradient by the mean of all with it; returns the examples of all.
+    fn take(&mut self, exchange: &mut Exchange, examples: usize) -> usize {
+        if self.examples == 0 {
+            return examples;
+        }
+        self.add(exchange, examples);
+        let scale = 1.0 / self.examples as f32;
+        exchange.gradient.iter_mut().zip(&self.sum).for_each(|(value, sum)| *value = scale * sum);
+        exchange.present.copy_from_slice(&self.present);
+        self.sum.fill(0.0);
+        self.present.fill(false);
+        std::mem::take(&mut self.examples)
+    }
 }
 
 /// Failure of a call on [`Worker`].
@@ -194,6 +229,7 @@ impl Worker {
             phase: Cell::new(0),
             stopped: Cell::new(false),
             stopwatch: RefCell::default(),
+            accumulated: RefCell::default(),
             before_join: RefCell::default(),
         }
     }
@@ -362,12 +398,8 @@ impl Worker {
         let exchange = exchange.as_mut().ok_or(WorkerError::NotJoined)?;
         let mut place = self.place.get();
         let examples = gradient.examples;
-        take_gradient(exchange, &model, gradient).map_err(|path| WorkerError::NotFinite {
-            path,
-            round: self.round.get(),
-            epoch: place.epoch,
-            batch: place.batch,
-        })?;
+        take_gradient(exchange, &model, gradient).map_err(|path| self.not_finite(path))?;
+        let examples = self.accumulated.borrow_mut().take(exchange, examples);
         if place.examples.is_none() {
             // A loop of the user's own, without `batches`: the previous round gets no more metrics.
             self.control.rounds_done(self.round.get());
@@ -410,6 +442,33 @@ impl Worker {
         let position = Position { epoch: place.epoch, batch: batches_done, round: self.round.get() };
         self.control.progress(progress, position, || self.stopwatch.borrow().pace());
         Ok(model)
+    }
+
+    /// Keeps `gradient` for the next [`step`](Worker::step), which then takes the mean over the examples of all: a large batch
+    /// in small pieces.
+    ///
+    /// Does not wait for the others, who may accumulate as often as they like. Of an epoch's batches the last one must be
+    /// stepped on.
+    ///
+    /// # Errors
+    ///
+    /// [`WorkerError::NotFinite`], [`WorkerError::NotJoined`], and the run's failure if there is one.
+    pub fn accumulate<M: Model>(&self, model: &M, gradient: Gradient<M::Gradients>) -> Result<(), WorkerError> {
+        self.check()?;
+        let accumulate = || {
+            let mut exchange = self.exchange.borrow_mut();
+            let exchange = exchange.as_mut().ok_or(WorkerError::NotJoined)?;
+            let examples = gradient.examples;
+            take_gradient(exchange, model, gradient).map_err(|path| self.not_finite(path))?;
+            self.accumulated.borrow_mut().add(exchange, examples);
+            Ok(())
+        };
+        accumulate().map_err(|error| self.remember(error))
+    }
+
+    fn not_finite(&self, path: String) -> WorkerError {
+        let place = self.place.get();
+        WorkerError::NotFinite { path, round: self.round.get(), epoch: place.epoch, batch: place.batch }
     }
 
     /// Averages the state over the workers, weighted by examples, in rank order; equal bits are kept as they are.

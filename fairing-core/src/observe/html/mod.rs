@@ -87,6 +87,7 @@ impl Page {
         let (class, state) = match &summary.status {
             Status::Succeeded => ("succeeded", "succeeded"),
             Status::Stopped => ("stopped", "stopped by the caller"),
+            Status::Incomplete { .. } => ("stopped", "incomplete"),
             Status::Failed { .. } => ("failed", "failed"),
         };
         let mode = summary.mode.as_deref().map(|mode| format!(" · {}", text(mode))).unwrap_or_default();
@@ -97,7 +98,7 @@ impl Page {
             summary.seed,
             started(summary),
         ));
-        if let Status::Failed { cause } = &summary.status {
+        if let Status::Failed { cause } | Status::Incomplete { lost: cause } = &summary.status {
             self.put(&format!("<div class=\"cause\"><h2>Cause</h2>\n<pre>{}</pre></div>\n", lines(cause)));
         }
         self.put("</header>\n");
