@@ -8,7 +8,7 @@ use fairing_core::prelude::*;
 use fairing_core::runtime::layout::{Class, Layout, LayoutError, TensorSpec};
 use fairing_core::runtime::optimizer::Optimizer;
 
-use crate::floor::{Wire, ms, wire};
+use crate::floor::{ms, wire};
 use crate::table::{Table, fact, goal, median};
 use crate::{LARGE, SMALL, options};
 
@@ -120,7 +120,7 @@ pub(crate) fn exchange(repetitions: usize) -> anyhow::Result<Table> {
 }
 
 fn small(table: &mut Table) -> anyhow::Result<()> {
-    let floor = wire(SMALL * size_of::<f32>(), 20_000)?;
+    let floor = wire(SMALL * size_of::<f32>(), 20_000, 1)?;
     table.record(fact("54 KB there and back over a Unix socket, ms", 4), floor.wall_ms);
     for (workers, ps, figure) in [
         (1, 1, goal("54 KB push + pull, 1 server + 1 worker, ms", 4, "0.15 / 0.06")),
@@ -137,33 +137,34 @@ fn small(table: &mut Table) -> anyhow::Result<()> {
 
 fn large(table: &mut Table) -> anyhow::Result<()> {
     let bytes = LARGE * size_of::<f32>();
-    let Wire { wall_ms: floor_ms, .. } = wire(bytes, 15)?;
-    let gigabytes_per_second =
-        |exchange_ms: f64, workers: u32| (2 * bytes) as f64 * f64::from(workers) / exchange_ms / 1e6;
-    table.record(fact("80 MB there and back over a Unix socket, ms", 1), floor_ms);
-    table.record(fact("80 MB there and back over a Unix socket, GB/s", 2), gigabytes_per_second(floor_ms, 1));
-
-    // Sender and receiver of a stream fill both cores, so two workers' floor is the same bytes per second.
-    for (workers, time, speed, ratio) in [
+    let speed = |workers: u32, exchange_ms: f64| (2 * bytes) as f64 * f64::from(workers) / exchange_ms / 1e6;
+    for (workers, floor, floor_speed, time, time_speed, ratio) in [
         (
             1,
+            fact("80 MB there and back over a Unix socket, ms", 1),
+            fact("  both directions' bytes, GB/s", 2),
             fact("80 MB push + Adam + pull, 1 server + 1 worker, ms", 1),
             fact("  both directions' bytes, 1 worker, GB/s", 2),
             goal("  1 server + 1 worker : Unix socket", 3, "0.60 / 0.85"),
         ),
         (
             2,
+            fact("80 MB there and back over two Unix sockets at once, ms", 1),
+            fact("  both directions' bytes of both, GB/s", 2),
             fact("80 MB push + Adam + pull, 1 server + 2 workers, ms", 1),
             fact("  both directions' bytes, 2 workers, GB/s", 2),
-            goal("  1 server + 2 workers : Unix socket", 3, "0.60 / 0.85"),
+            goal("  1 server + 2 workers : two Unix sockets", 3, "0.60 / 0.85"),
         ),
     ] {
+        let floor_ms = wire(bytes, 15, workers as usize)?.wall_ms;
+        table.record(floor, floor_ms);
+        table.record(floor_speed, speed(workers, floor_ms));
         match Exchange::LARGE.measure(workers, 1) {
             Err(error) => table.fail(time, &error),
             Ok(exchange_ms) => {
                 table.record(time, exchange_ms);
-                table.record(speed, gigabytes_per_second(exchange_ms, workers));
-                table.record(ratio, gigabytes_per_second(exchange_ms, workers) / gigabytes_per_second(floor_ms, 1));
+                table.record(time_speed, speed(workers, exchange_ms));
+                table.record(ratio, floor_ms / exchange_ms);
             }
         }
     }

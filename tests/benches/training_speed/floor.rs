@@ -16,7 +16,7 @@ use fairing_tests::data::Samples;
 use fairing_tests::models::{Classifier, Cnn, Mlp};
 use serde::{Deserialize, Serialize};
 
-use crate::processes::{cpu_ms, peak_mib};
+use crate::processes::{cpu_ms, peak_mib, thread_cpu_ms};
 use crate::table::median;
 use crate::training::{BATCH_SIZE, LEARNING_RATE, Load, SEED};
 
@@ -37,13 +37,15 @@ pub(crate) enum Floor {
     TrainMlp,
     /// As `BackwardCnn`, the large MLP.
     BackwardMlp,
+    /// Moves the memory of one pass of Adam over this many numbers, as copies.
+    AdamTraffic(usize),
     /// Nothing.
     Idle,
     /// Sends back this many bytes as often as it gets them.
     Echo(usize),
 }
 
-/// What a floor process measured.
+/// What a floor process measured; 0 where it has nothing to say.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(crate) struct Measured {
     pub(crate) steps_per_second: f64,
@@ -80,32 +82,66 @@ pub(crate) fn total_speed(processes: &[Measured]) -> f64 {
 pub(crate) struct Wire {
     /// Median time to bring the bytes over and then as many back.
     pub(crate) wall_ms: f64,
-    /// Mean CPU time that both processes take for it.
+    /// Mean CPU time that both ends take for it.
     pub(crate) cpu_ms: f64,
 }
 
-/// Sends `bytes` bytes over a Unix socket to another process and gets as many back, `times` times. Whoever sends writes
-/// from one buffer, whoever receives reads into one; the scheduler places both processes, as it does with fairing's.
-pub(crate) fn wire(bytes: usize, times: usize) -> anyhow::Result<Wire> {
-    let (mut near, far) = UnixStream::pair()?;
-    let mut child = command(Floor::Echo(bytes), None)?.stdin(Stdio::from(OwnedFd::from(far))).spawn()?;
-    let mut buffer = vec![1; bytes];
-    let mut there_and_back = || -> std::io::Result<f64> {
-        let start = Instant::now();
-        send(&mut near, &buffer)?;
-        receive(&mut near, &mut buffer)?;
-        Ok(ms(start.elapsed()))
+/// Sends `bytes` bytes over a Unix socket to another process and gets as many back, `times` times, with `streams` other
+/// processes at once. Whoever sends writes from one buffer, whoever receives reads into one; the scheduler places the
+/// processes, as it does with fairing's.
+pub(crate) fn wire(bytes: usize, times: usize, streams: usize) -> anyhow::Result<Wire> {
+    let mut streams = (0..streams).map(|_| Echo::start(bytes)).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut run = |times: usize| -> anyhow::Result<Vec<f64>> {
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = streams.iter_mut().map(|echo| scope.spawn(move || echo.run(times))).collect();
+            let walls = threads.into_iter().map(|thread| thread.join().expect("no stream panics"));
+            Ok(walls.collect::<std::io::Result<Vec<_>>>()?.concat())
+        })
     };
-    for _ in 0..times.div_ceil(10) {
-        there_and_back()?;
-    }
-    let cpu = || cpu_ms(std::process::id()) + cpu_ms(child.id());
-    let before = cpu();
-    let walls = (0..times).map(|_| there_and_back()).collect::<Result<Vec<_>, _>>()?;
-    let cpu_ms = (cpu() - before) / times as f64;
-    drop(near);
-    child.wait()?;
+    run(times.div_ceil(10))?;
+    let walls = run(times)?;
+    let cpu_ms = streams.iter().map(|echo| echo.cpu_ms).sum::<f64>() / walls.len() as f64;
+    streams.into_iter().try_for_each(Echo::end)?;
     Ok(Wire { wall_ms: median(walls), cpu_ms })
+}
+
+/// This end of a stream, and the process at the other.
+struct Echo {
+    child: Child,
+    stream: UnixStream,
+    buffer: Vec<u8>,
+    /// CPU time of both ends in the last call of [`Echo::run`].
+    cpu_ms: f64,
+}
+
+impl Echo {
+    fn start(bytes: usize) -> anyhow::Result<Self> {
+        let (stream, far) = UnixStream::pair()?;
+        let child = command(Floor::Echo(bytes), None)?.stdin(Stdio::from(OwnedFd::from(far))).spawn()?;
+        Ok(Self { child, stream, buffer: vec![1; bytes], cpu_ms: 0.0 })
+    }
+
+    /// Wall times in ms of `times` ways there and back.
+    fn run(&mut self, times: usize) -> std::io::Result<Vec<f64>> {
+        let other = self.child.id();
+        let cpu = || thread_cpu_ms() + cpu_ms(other);
+        let before = cpu();
+        let walls = (0..times).map(|_| {
+            let start = Instant::now();
+            send(&mut self.stream, &self.buffer)?;
+            receive(&mut self.stream, &mut self.buffer)?;
+            Ok(ms(start.elapsed()))
+        });
+        let walls = walls.collect();
+        self.cpu_ms = cpu() - before;
+        walls
+    }
+
+    fn end(mut self) -> anyhow::Result<()> {
+        drop(self.stream);
+        self.child.wait()?;
+        Ok(())
+    }
 }
 
 pub(crate) fn ms(duration: Duration) -> f64 {
@@ -174,6 +210,7 @@ pub(crate) fn run(floor: &str, core: Option<&str>) -> anyhow::Result<()> {
         Floor::BackwardCnn => train::<Cnn<28>>(&Load::CNN, false),
         Floor::TrainMlp => train::<Mlp>(&Load::MLP, true),
         Floor::BackwardMlp => train::<Mlp>(&Load::MLP, false),
+        Floor::AdamTraffic(len) => adam_traffic(len),
         Floor::Idle => go().map(|()| Measured { peak_mib: own_peak_mib(), ..Measured::default() }),
         Floor::Echo(bytes) => return echo(bytes),
     };
@@ -231,6 +268,22 @@ fn train<M: Classifier>(load: &Load, optimize: bool) -> anyhow::Result<Measured>
         optimizer_cpu_ms_per_step: optimizer_cpu_ms.get() / steps,
         peak_mib: own_peak_mib(),
     })
+}
+
+/// Moves what Adam has to, whatever the code: it reads gradient, parameters and two moments and writes all but the
+/// gradient, which is seven times the vector, or three and a half copies of it.
+fn adam_traffic(len: usize) -> anyhow::Result<Measured> {
+    const PASSES: usize = 20;
+    let gradient = vec![1e-3_f32; len];
+    let mut vectors = [(); 3].map(|()| gradient.clone());
+    go()?;
+    let before = cpu_ms(std::process::id());
+    for _ in 0..PASSES {
+        vectors.iter_mut().for_each(|vector| vector.copy_from_slice(&gradient));
+        vectors[0][..len / 2].copy_from_slice(&gradient[..len / 2]);
+    }
+    let cpu_ms_per_step = (cpu_ms(std::process::id()) - before) / PASSES as f64;
+    Ok(Measured { cpu_ms_per_step, ..Measured::default() })
 }
 
 /// The other end of [`wire`], on the socket that is this process's standard input.

@@ -36,8 +36,17 @@ impl CpuMs {
 
 /// CPU time of a process in ms, user and system; 0 if it is gone.
 pub(crate) fn cpu_ms(process: u32) -> f64 {
-    let ticks = |field: usize| stat(process).get(field).and_then(|ticks| ticks.parse::<f64>().ok());
-    (ticks(11).unwrap_or(0.0) + ticks(12).unwrap_or(0.0)) * TICK_MS
+    stat_cpu_ms(&stat(&process.to_string()))
+}
+
+/// CPU time of the calling thread in ms, user and system.
+pub(crate) fn thread_cpu_ms() -> f64 {
+    stat_cpu_ms(&stat("thread-self"))
+}
+
+fn stat_cpu_ms(stat: &[String]) -> f64 {
+    let ticks = |field: usize| stat.get(field).and_then(|ticks| ticks.parse::<f64>().ok()).unwrap_or_default();
+    (ticks(11) + ticks(12)) * TICK_MS
 }
 
 /// Peak resident memory of a process in MiB, program text included; `None` if it is gone.
@@ -90,7 +99,7 @@ fn replicas(caller: u32) -> Vec<(u32, String)> {
     let caller = caller.to_string();
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    ids.filter(|&process| stat(process).get(1).is_some_and(|parent| *parent == caller))
+    ids.filter(|&process| stat(&process.to_string()).get(1).is_some_and(|parent| *parent == caller))
         .filter_map(|process| Some((process, replica_name(process)?)))
         .collect()
 }
@@ -102,8 +111,8 @@ fn replica_name(process: u32) -> Option<String> {
     Some(format!("{}-{}", variable("FAIRING_PLACEMENT_ROLE=")?, variable("FAIRING_PLACEMENT_RANK=")?))
 }
 
-/// The fields of `/proc/PID/stat` behind the program's name, which may hold spaces: state, parent, ...
-fn stat(process: u32) -> Vec<String> {
+/// The fields of `/proc/PROCESS/stat` behind the program's name, which may hold spaces: state, parent, ...
+fn stat(process: &str) -> Vec<String> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
     let (_, fields) = stat.rsplit_once(')').unwrap_or_default();
     fields.split_whitespace().map(str::to_owned).collect()
