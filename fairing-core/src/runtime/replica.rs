@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::control::Control;
 use super::coordinator::{Coordinator, Event, Heard, Source, forward, queue};
-use super::exchange::Surroundings;
+use super::exchange::{Surroundings, is_finite};
 use super::model::Model;
 use super::parameter_server::ParameterServer;
 use super::status::RunStatus;
@@ -328,13 +328,16 @@ fn digest<M: Model>(model: &M) -> Result<String, (FailureKind, String)> {
     model.read_trained(&mut values);
     let mut state = vec![0f32; layout.state_len()];
     model.read_state(&mut state);
-    if !values.iter().chain(&state).all(|value| value.is_finite()) {
+    if !(is_finite(&values) && is_finite(&state)) {
         let message = "the trained model has a parameter that is NaN or infinite (lower the learning rate)".to_owned();
         return Err((FailureKind::NotFinite, message));
     }
+    Ok(hash([bytemuck::cast_slice(&values), bytemuck::cast_slice(&state), &model.read_frozen()]))
+}
+
+/// Not generic, so that it is compiled with this crate and its optimisation, not with the user's.
+fn hash(parts: [&[u8]; 3]) -> String {
     let mut hash = Sha256::new();
-    hash.update(bytemuck::cast_slice(&values));
-    hash.update(bytemuck::cast_slice(&state));
-    hash.update(model.read_frozen());
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    parts.iter().for_each(|part| hash.update(part));
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -12,7 +12,7 @@ use super::control::{Control, Gathered};
 use super::data::{Batch, Cut, Dataset, permutation};
 use super::exchange::{Exchange, ExchangeError, Surroundings, Why};
 use super::layout::{Class, Layout, LayoutError};
-use super::model::{Gradient, Model, Scale};
+use super::model::{Gradient, Model};
 use super::optimizer::Optimizer;
 use super::pace::Stopwatch;
 use super::shard::split;
@@ -770,28 +770,9 @@ fn weighted_mean(ranks: &[(u64, Vec<f32>)], len: usize) -> Vec<f32> {
 /// Flattens the gradient of the mean loss. The path of the first tensor with a value that is not finite is an error, unless
 /// the gradient stands for no example.
 fn take_gradient<M: Model>(exchange: &mut Exchange, model: &M, gradient: Gradient<M::Gradients>) -> Result<(), String> {
-    model.read_gradients(gradient.inner, &mut exchange.gradient, &mut exchange.present);
-    if gradient.examples == 0 {
-        exchange.gradient.fill(0.0);
-        exchange.present.fill(false);
-        return Ok(());
-    }
-    if gradient.scale == Scale::Sum {
-        let scale = 1.0 / gradient.examples as f32;
-        exchange.gradient.iter_mut().for_each(|value| *value *= scale);
-    }
-    // `&` instead of `&&` keeps the loop free of branches, so that it runs at the speed of memory.
-    if exchange.gradient.iter().fold(true, |finite, value| finite & value.is_finite()) {
-        return Ok(());
-    }
-    let mut start = 0;
-    for tensor in exchange.layout.trained() {
-        if exchange.gradient[start..start + tensor.len()].iter().any(|value| !value.is_finite()) {
-            return Err(tensor.path.clone());
-        }
-        start += tensor.len();
-    }
-    unreachable!("the tensors tile the gradient")
+    let Gradient { inner, examples, scale } = gradient;
+    model.read_gradients(inner, &mut exchange.gradient, &mut exchange.present);
+    exchange.check_gradient(examples, scale)
 }
 
 /// Iterator over the epochs of a run. Made by [`Worker::epochs`].
