@@ -67,7 +67,8 @@
 //! - Only [`config::ProcessEnv`] reads the process environment.
 //! - Only `runtime::burn` names burn; optimizers and servers know a flat vector.
 //! - Only `launch::local` starts replicas; [`observe::git`] is the one other thing that starts a process.
-//! - Numbers become bytes in `protocol::frame`, in the lifeline's pipe, and in the parts of a worker's collective.
+//! - Numbers become bytes in `protocol::frame`, in the lifeline's pipe, and in the parts of a worker's collective, and in
+//!   the records of [`observe::tensorboard`].
 //! - The caller prints through [`observe::terminal`] only; a replica says why it ends on its standard error.
 //! - `fairing-macros` does not depend on this crate: it knows syntax only.
 

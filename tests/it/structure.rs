@@ -116,8 +116,9 @@ fn bytes_of_numbers_are_written_where_formats_are_defined() {
         let converts = (name.starts_with("to_") || name.starts_with("from_")) && name.ends_with("e_bytes");
         converts.then(|| format!("`{name}` belongs to the module of a format"))
     };
-    // The frames; the length before the payload in a replica's pipe; a worker's count of examples in a collective.
-    only_in(&["protocol/frame.rs", "lifeline.rs", "runtime/worker.rs"], 1, converts);
+    // The frames; the length before the payload in a replica's pipe; a worker's count of examples in a collective;
+    // TensorBoard's records.
+    only_in(&["protocol/frame.rs", "lifeline.rs", "runtime/worker.rs", "observe/tensorboard.rs"], 1, converts);
 }
 
 #[test]

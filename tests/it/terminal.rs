@@ -53,7 +53,7 @@ fn a_pipe_gets_plain_lines() {
     after(joined, &|line| line.starts_with("epoch ") && line.ends_with(" examples/s"));
     let head = after(at, &|line| line.starts_with("Law trained by 2 workers + 1 parameter server in "));
     let names = lines[head + 1..].iter().map(|line| line.split_whitespace().next().unwrap());
-    assert_eq!(names.collect::<Vec<_>>(), ["examples", "fingerprint", "loss", "start", "model", "run"]);
+    assert_eq!(names.collect::<Vec<_>>(), ["examples", "fingerprint", "loss", "start", "model", "report", "run"]);
     assert!(lines[head + 4].contains("train ") && lines[head + 4].contains("examples/s)"), "{}", lines[head + 4]);
 }
 

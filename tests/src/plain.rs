@@ -131,7 +131,7 @@ pub fn rows(batch: &ImageBatch) -> Batch {
 mod tests {
     use super::*;
     use crate::data::Samples;
-    use crate::models::{Lopsided, Normalised, OddMlp, Unused};
+    use crate::models::{Lopsided, Mlp, Normalised, OddMlp, Unused};
 
     /// Trains on 33 examples in batches of 16, 16 and 1, expects the loss to fall, and returns the parameters before and
     /// after.
@@ -169,6 +169,11 @@ mod tests {
     #[test]
     fn demo_model_has_13610_parameters() {
         assert_eq!(flat(&Cnn::<28>::new(&Device::flex())).len(), 13_610);
+    }
+
+    #[test]
+    fn large_model_has_20_million_parameters() {
+        assert_eq!(flat(&Mlp::new(&Device::flex())).len(), 20_037_642);
     }
 
     #[test]

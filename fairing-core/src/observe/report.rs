@@ -8,8 +8,10 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::git::Commit;
+use super::hashes::Hashes;
+use super::run_folder::SAFETENSORS;
 use super::{clean, words};
-use crate::topology::Topology;
+use crate::topology::{Rank, Replica, Topology};
 
 /// What is known of a run when it is over.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -23,6 +25,9 @@ pub struct Summary {
     pub status: Status,
     /// Who took part.
     pub topology: Topology,
+    /// How the workers' gradients are combined, for example `sync` or `async`, if known.
+    #[serde(default)]
+    pub mode: Option<String>,
     /// Seed of data order, initial parameters and the process-wide generator.
     pub seed: u64,
     /// The user's value, as every replica got it.
@@ -41,19 +46,26 @@ pub struct Summary {
     /// Last value of each metric.
     #[serde(with = "super::float::map")]
     pub metrics: BTreeMap<String, f64>,
+    /// What is known of each worker, in rank order; empty if nothing was measured.
+    #[serde(default)]
+    pub workers: Vec<WorkerFacts>,
     /// What the program was made of.
     pub versions: Versions,
     /// Optimisation level that fairing was compiled with, if known.
     pub opt_level: Option<String>,
     /// The commit of the folder of the user's manifest, if it is in a repository.
     pub git: Option<Commit>,
+    /// Of the program and its data.
+    #[serde(default)]
+    pub hashes: Hashes,
     /// Where the run was started.
     pub host: Host,
     /// What is in the run's folder.
     pub files: Files,
 }
 
-/// How a run ended; in JSON `"status": "succeeded"`, `"stopped"`, or `"failed"` beside a `"cause"`.
+/// How a run ended; in JSON `"status": "succeeded"`, `"stopped"`, `"incomplete"` beside `"lost"`, or
+/// `"failed"` beside a `"cause"`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "lowercase")]
 pub enum Status {
@@ -61,6 +73,11 @@ pub enum Status {
     Succeeded,
     /// The caller asked it to stop; what was trained until then is kept.
     Stopped,
+    /// It came to its end, but without some of its workers; `"lost"` says which, and why.
+    Incomplete {
+        /// The workers, why they were lost, and what that cost.
+        lost: String,
+    },
     /// It failed.
     Failed {
         /// The first failure, with the causes behind it.
@@ -75,6 +92,73 @@ pub struct Phase {
     pub name: String,
     /// How long it took.
     pub seconds: f64,
+}
+
+/// What one worker did and waited for. All times are wall-clock seconds; what was not measured is 0.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct WorkerFacts {
+    /// Which worker.
+    pub rank: Rank,
+    /// Steps that it finished.
+    pub steps: u64,
+    /// Examples that it trained on and that count.
+    pub examples: u64,
+    /// Examples of its part that no update contains, because it was lost before they were applied.
+    pub dropped_examples: u64,
+    /// Examples that it was given a second time after a restart.
+    pub repeated_examples: u64,
+    /// Median time of a step without the waiting for others, in seconds.
+    pub step_seconds_median: f64,
+    /// The time that 95 of 100 steps stay below, likewise.
+    pub step_seconds_p95: f64,
+    /// All time that it waited for other workers and for servers, in seconds.
+    pub wait_seconds: f64,
+    /// Mean over its pushes of the number of updates that happened since it had pulled; 0 in sync mode.
+    pub staleness_mean: f64,
+    /// The most of them.
+    pub staleness_max: u64,
+    /// How often it was started again.
+    pub restarts: u32,
+}
+
+/// A worker whose steps take this many times the others' is worth a word.
+const SLOW: f64 = 2.0;
+
+impl WorkerFacts {
+    /// What a person should know of this worker beside the others, if anything.
+    fn remark(&self, all: &[WorkerFacts]) -> Option<String> {
+        let mut remarks = Vec::new();
+        let mut others: Vec<f64> =
+            all.iter().filter(|other| other.rank != self.rank).map(|other| other.step_seconds_median).collect();
+        others.sort_by(f64::total_cmp);
+        if let Some(others) = median(&others).filter(|others| *others > 0.0 && self.step_seconds_median > SLOW * others)
+        {
+            let (own, others) = (words::short_time(self.step_seconds_median), words::short_time(others));
+            remarks.push(format!("slow, {own} per step where the others take {others}"));
+        }
+        for (examples, what) in [(self.dropped_examples, "dropped"), (self.repeated_examples, "repeated")] {
+            if examples > 0 {
+                let plural = if examples == 1 { "" } else { "s" };
+                remarks.push(format!("{} example{plural} {what}", words::thousands(examples)));
+            }
+        }
+        match self.restarts {
+            0 => {}
+            1 => remarks.push("restarted once".to_owned()),
+            restarts => remarks.push(format!("restarted {restarts} times")),
+        }
+        (!remarks.is_empty()).then(|| remarks.join("; "))
+    }
+}
+
+/// Of sorted numbers.
+fn median(sorted: &[f64]) -> Option<f64> {
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => None,
+        len if len % 2 == 1 => Some(sorted[middle]),
+        _ => Some(sorted[middle - 1].midpoint(sorted[middle])),
+    }
 }
 
 /// Versions of what takes part in the result.
@@ -122,6 +206,15 @@ impl Host {
 pub struct Files {
     /// The trained model, if there is one.
     pub model: Option<PathBuf>,
+    /// The same in the form that programs in other languages read.
+    #[serde(default)]
+    pub safetensors: Option<PathBuf>,
+    /// The page that shows the run.
+    #[serde(default)]
+    pub report: Option<PathBuf>,
+    /// The folder of the files for TensorBoard.
+    #[serde(default)]
+    pub tensorboard: Option<PathBuf>,
     /// The metrics, if any were recorded.
     pub metrics: Option<PathBuf>,
     /// What the replicas wrote.
@@ -140,9 +233,17 @@ impl Files {
             names
         };
         let inside = names(folder);
+        let named = |wanted: &str| inside.iter().find(|name| *name == Path::new(wanted)).cloned();
+        let is_model = |name: &&PathBuf| {
+            let other_form = name.extension().is_some_and(|extension| extension == SAFETENSORS);
+            name.file_stem().is_some_and(|stem| stem == "model") && !other_form
+        };
         Self {
-            model: inside.iter().find(|name| name.file_stem().is_some_and(|stem| stem == "model")).cloned(),
-            metrics: inside.iter().find(|name| *name == Path::new("metrics.jsonl")).cloned(),
+            model: inside.iter().find(is_model).cloned(),
+            safetensors: named(&format!("model.{SAFETENSORS}")),
+            report: named("report.html"),
+            tensorboard: named("tensorboard"),
+            metrics: named("metrics.jsonl"),
             logs: names(&folder.join("logs")).into_iter().map(|name| Path::new("logs").join(name)).collect(),
         }
     }
@@ -159,12 +260,18 @@ impl Summary {
         let head = match &self.status {
             Status::Succeeded => format!("{name} trained by {topology} in {time}"),
             Status::Stopped => format!("{name} stopped by the caller after {time}, trained by {topology}"),
+            Status::Incomplete { lost } => {
+                rows.push(("lost".to_owned(), lost.clone()));
+                format!("{name} trained by {topology} in {time}, but not by all of them to the end")
+            }
             Status::Failed { cause } => {
                 rows.push(("cause".to_owned(), cause.clone()));
                 format!("{name} failed after {time}, with {topology}")
             }
         };
         rows.extend(self.metrics.iter().map(|(name, value)| (clean::plain(name), words::number(*value))));
+        let remarks = self.workers.iter().filter_map(|worker| Some((worker.rank, worker.remark(&self.workers)?)));
+        rows.extend(remarks.map(|(rank, remark)| (Replica::worker(rank.0).to_string(), remark)));
         let column = rows.iter().map(|(name, _)| name.chars().count()).fold("run folder".len(), usize::max);
 
         let mut text = format!("{head}\n");
@@ -184,6 +291,9 @@ impl Summary {
         };
         if let Some(model) = &self.files.model {
             row("model", &folder.join(model));
+        }
+        if let Some(report) = &self.files.report {
+            row("report", &folder.join(report));
         }
         row("run folder", folder);
         text
@@ -230,6 +340,7 @@ mod tests {
             type_name: "FashionMnist".into(),
             status: Status::Succeeded,
             topology: Topology::new(2, 1),
+            mode: Some("sync".into()),
             seed: 0,
             hyperparameters: serde_json::json!({"epochs": 5, "learning_rate": 1e-3}),
             started: UNIX_EPOCH + Duration::from_millis(1_767_323_045_250),
@@ -238,12 +349,17 @@ mod tests {
             examples: 300_000,
             examples_per_second: Some(32_967.03),
             metrics: [("loss".to_owned(), 0.31214), ("accuracy".to_owned(), 0.8659)].into(),
+            workers: Vec::new(),
             versions: Versions { fairing: "0.1.0".into(), rustc: Some("1.95.0".into()), burn: Some("0.22.1".into()) },
             opt_level: Some("3".into()),
             git: Some(Commit { id: "0123456789abcdef0123456789abcdef01234567".into(), dirty: Some(false) }),
+            hashes: Hashes { program: Some("ab".repeat(32)), data: None },
             host: Host { os: "linux".into(), arch: "x86_64".into(), cpus: 2 },
             files: Files {
                 model: Some("model.bpk".into()),
+                safetensors: Some("model.safetensors".into()),
+                report: Some("report.html".into()),
+                tensorboard: Some("tensorboard".into()),
                 metrics: Some("metrics.jsonl".into()),
                 logs: vec!["logs/ps-0.log".into()],
             },
@@ -263,13 +379,14 @@ mod tests {
             &summary(),
             "/project",
             expect![[r#"
-            FashionMnist trained by 2 workers + 1 parameter server in 9.8 s
-              accuracy   0.8659
-              loss       0.3121
-              start 0.1 s   join 0.1 s   train 9.1 s (32,967 examples/s)   evaluate 0.2 s   save 0.0 s
-              model      target/fairing/runs/FashionMnist-20260102-030405-a1b2/model.bpk
-              run folder target/fairing/runs/FashionMnist-20260102-030405-a1b2
-        "#]],
+                FashionMnist trained by 2 workers + 1 parameter server in 9.8 s
+                  accuracy   0.8659
+                  loss       0.3121
+                  start 0.1 s   join 0.1 s   train 9.1 s (32,967 examples/s)   evaluate 0.2 s   save 0.0 s
+                  model      target/fairing/runs/FashionMnist-20260102-030405-a1b2/model.bpk
+                  report     target/fairing/runs/FashionMnist-20260102-030405-a1b2/report.html
+                  run folder target/fairing/runs/FashionMnist-20260102-030405-a1b2
+            "#]],
         );
     }
 
@@ -280,10 +397,11 @@ mod tests {
             &summary,
             "/other",
             expect![[r#"
-            FashionMnist trained by 2 workers + 1 parameter server in 9.8 s
-              model      /project/target/fairing/runs/FashionMnist-20260102-030405-a1b2/model.bpk
-              run folder /project/target/fairing/runs/FashionMnist-20260102-030405-a1b2
-        "#]],
+                FashionMnist trained by 2 workers + 1 parameter server in 9.8 s
+                  model      /project/target/fairing/runs/FashionMnist-20260102-030405-a1b2/model.bpk
+                  report     /project/target/fairing/runs/FashionMnist-20260102-030405-a1b2/report.html
+                  run folder /project/target/fairing/runs/FashionMnist-20260102-030405-a1b2
+            "#]],
         );
     }
 
@@ -300,14 +418,15 @@ mod tests {
             &summary,
             "/project",
             expect![[r#"
-            FashionMnist failed after 9.8 s, with 2 workers + 1 parameter server
-              cause      worker 1 exited with code 101
-                         last lines:
-                           thread 'main' panicked
-              loss       NaN
-              start 0.1 s   join 0.1 s   train 9.1 s
-              run folder target/fairing/runs/FashionMnist-20260102-030405-a1b2
-        "#]],
+                FashionMnist failed after 9.8 s, with 2 workers + 1 parameter server
+                  cause      worker 1 exited with code 101
+                             last lines:
+                               thread 'main' panicked
+                  loss       NaN
+                  start 0.1 s   join 0.1 s   train 9.1 s
+                  report     target/fairing/runs/FashionMnist-20260102-030405-a1b2/report.html
+                  run folder target/fairing/runs/FashionMnist-20260102-030405-a1b2
+            "#]],
         );
     }
 
@@ -319,14 +438,51 @@ mod tests {
             &summary,
             "/project",
             expect![[r#"
-            FashionMnist stopped by the caller after 2 min 05 s, trained by 2 workers + 1 parameter server
-              a rather long name 1.000e-7
-              accuracy           0.8659
-              loss               0.3121
-              start 0.1 s   join 0.1 s   train 9.1 s (32,967 examples/s)   evaluate 0.2 s   save 0.0 s
-              model              target/fairing/runs/FashionMnist-20260102-030405-a1b2/model.bpk
-              run folder         target/fairing/runs/FashionMnist-20260102-030405-a1b2
-        "#]],
+                FashionMnist stopped by the caller after 2 min 05 s, trained by 2 workers + 1 parameter server
+                  a rather long name 1.000e-7
+                  accuracy           0.8659
+                  loss               0.3121
+                  start 0.1 s   join 0.1 s   train 9.1 s (32,967 examples/s)   evaluate 0.2 s   save 0.0 s
+                  model              target/fairing/runs/FashionMnist-20260102-030405-a1b2/model.bpk
+                  report             target/fairing/runs/FashionMnist-20260102-030405-a1b2/report.html
+                  run folder         target/fairing/runs/FashionMnist-20260102-030405-a1b2
+            "#]],
+        );
+    }
+
+    #[test]
+    fn a_worker_is_named_if_there_is_something_to_say() {
+        let facts = |rank, step_seconds_median| WorkerFacts {
+            rank: Rank(rank),
+            steps: 10,
+            examples: 320,
+            dropped_examples: 0,
+            repeated_examples: 0,
+            step_seconds_median,
+            step_seconds_p95: 2.0 * step_seconds_median,
+            wait_seconds: 1.0,
+            staleness_mean: 0.0,
+            staleness_max: 0,
+            restarts: 0,
+        };
+        let workers = vec![
+            facts(0, 0.0123),
+            WorkerFacts { dropped_examples: 1, repeated_examples: 1_234, restarts: 1, ..facts(1, 0.010) },
+            facts(2, 0.0247),
+            facts(3, 0.0112),
+        ];
+        let summary = Summary { workers, metrics: BTreeMap::new(), phases: Vec::new(), ..summary() };
+        check(
+            &summary,
+            "/project",
+            expect![[r#"
+                FashionMnist trained by 2 workers + 1 parameter server in 9.8 s
+                  worker 1   1 example dropped; 1,234 examples repeated; restarted once
+                  worker 2   slow, 24.7 ms per step where the others take 11.2 ms
+                  model      target/fairing/runs/FashionMnist-20260102-030405-a1b2/model.bpk
+                  report     target/fairing/runs/FashionMnist-20260102-030405-a1b2/report.html
+                  run folder target/fairing/runs/FashionMnist-20260102-030405-a1b2
+            "#]],
         );
     }
 
@@ -342,6 +498,7 @@ mod tests {
                 "workers": 2,
                 "ps": 1
               },
+              "mode": "sync",
               "seed": 0,
               "hyperparameters": {
                 "epochs": 5,
@@ -377,6 +534,7 @@ mod tests {
                 "accuracy": 0.8659,
                 "loss": 0.31214
               },
+              "workers": [],
               "versions": {
                 "fairing": "0.1.0",
                 "rustc": "1.95.0",
@@ -387,6 +545,10 @@ mod tests {
                 "id": "0123456789abcdef0123456789abcdef01234567",
                 "dirty": false
               },
+              "hashes": {
+                "program": "abababababababababababababababababababababababababababababababab",
+                "data": null
+              },
               "host": {
                 "os": "linux",
                 "arch": "x86_64",
@@ -394,6 +556,9 @@ mod tests {
               },
               "files": {
                 "model": "model.bpk",
+                "safetensors": "model.safetensors",
+                "report": "report.html",
+                "tensorboard": "tensorboard",
                 "metrics": "metrics.jsonl",
                 "logs": [
                   "logs/ps-0.log"
@@ -406,7 +571,8 @@ mod tests {
     #[test]
     fn json_can_be_read_back() {
         let cause = "peer silent".to_owned();
-        for status in [Status::Succeeded, Status::Stopped, Status::Failed { cause }] {
+        let lost = "worker 1".to_owned();
+        for status in [Status::Succeeded, Status::Stopped, Status::Incomplete { lost }, Status::Failed { cause }] {
             let mut written = Summary { status, ..summary() };
             written.metrics.insert("diverged".into(), f64::INFINITY);
             let json = serde_json::to_string(&written).unwrap();
@@ -415,14 +581,35 @@ mod tests {
     }
 
     #[test]
+    fn a_summary_without_the_newer_fields_can_be_read() {
+        let mut json = serde_json::to_value(summary()).unwrap();
+        let fields = json.as_object_mut().unwrap();
+        for name in ["mode", "workers", "hashes"] {
+            fields.remove(name).unwrap();
+        }
+        let files = fields["files"].as_object_mut().unwrap();
+        for name in ["safetensors", "report", "tensorboard"] {
+            files.remove(name).unwrap();
+        }
+        let read: Summary = serde_json::from_value(json).unwrap();
+        let files = Files { safetensors: None, report: None, tensorboard: None, ..summary().files };
+        assert_eq!(read, Summary { mode: None, hashes: Hashes::default(), files, ..summary() });
+    }
+
+    #[test]
     fn files_are_found() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("logs")).unwrap();
-        for name in ["model.bpk", "metrics.jsonl", "logs/worker-0.log", "logs/ps-0.log"] {
+        let names =
+            ["model.bpk", "model.safetensors", "report.html", "metrics.jsonl", "logs/worker-0.log", "logs/ps-0.log"];
+        for name in names {
             std::fs::write(folder.path().join(name), "").unwrap();
         }
         let expected = Files {
             model: Some("model.bpk".into()),
+            safetensors: Some("model.safetensors".into()),
+            report: Some("report.html".into()),
+            tensorboard: None,
             metrics: Some("metrics.jsonl".into()),
             logs: vec!["logs/ps-0.log".into(), "logs/worker-0.log".into()],
         };

@@ -4,7 +4,10 @@
 //! <runs>/latest                              link to the newest run
 //! <runs>/<name>-<yyyymmdd>-<hhmmss>-<xxxx>/
 //!   metrics.jsonl                            grows while the run goes on
+//!   tensorboard/<run or worker>/events.…     grow while the run goes on
 //!   model.<extension>                        whole or absent
+//!   model.safetensors                        whole or absent
+//!   report.html                              whole or absent
 //!   summary.json                             whole or absent; written last
 //!   logs/<role>-<rank>.log                   what each replica wrote
 //! ```
@@ -26,6 +29,9 @@ const SUFFIXES_TRIED: usize = 16;
 
 /// Longest part of a folder's name that comes from the run's name; file systems allow 255 bytes in all.
 const NAME_LENGTH: usize = 100;
+
+/// The file name extension of the model in the form that programs in other languages read.
+pub(super) const SAFETENSORS: &str = "safetensors";
 
 /// Failure to keep something of a run. Returned by [`RunFolder`] and [`LogFiles`].
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +117,16 @@ impl RunFolder {
         self.path.join("summary.json")
     }
 
+    /// The page that shows the run.
+    pub fn report(&self) -> PathBuf {
+        self.path.join("report.html")
+    }
+
+    /// The folder of the files for TensorBoard.
+    pub fn tensorboard(&self) -> PathBuf {
+        self.path.join("tensorboard")
+    }
+
     /// The trained model; `extension` without a dot.
     pub fn model(&self, extension: &str) -> PathBuf {
         self.path.join(format!("model.{extension}"))
@@ -130,6 +146,24 @@ impl RunFolder {
         let mut text = serde_json::to_vec_pretty(summary).expect("a summary has string keys only");
         text.push(b'\n');
         write_whole(&self.summary(), &text)
+    }
+
+    /// Writes the page that shows the run.
+    ///
+    /// # Errors
+    ///
+    /// [`RunFolderError::Write`].
+    pub fn write_report(&self, page: &str) -> Result<(), RunFolderError> {
+        write_whole(&self.report(), page.as_bytes())
+    }
+
+    /// Writes the model as `model.safetensors` and returns its path.
+    ///
+    /// # Errors
+    ///
+    /// [`RunFolderError::Write`].
+    pub fn write_safetensors(&self, bytes: &[u8]) -> Result<PathBuf, RunFolderError> {
+        self.write_model(SAFETENSORS, bytes)
     }
 
     /// Writes the model and returns its path.

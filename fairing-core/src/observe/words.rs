@@ -52,6 +52,17 @@ pub(super) fn duration(time: Duration) -> String {
     }
 }
 
+/// A time that is short: `12.3 ms`, `1.25 s`, `480 µs`.
+pub(super) fn short_time(seconds: f64) -> String {
+    if seconds >= 1.0 {
+        format!("{seconds:.2} s")
+    } else if seconds >= 9.995e-4 {
+        format!("{:.1} ms", seconds * 1e3)
+    } else {
+        format!("{:.0} µs", seconds * 1e6)
+    }
+}
+
 /// A running clock: `0:09`, `1:02:03`.
 pub(super) fn clock(time: Duration) -> String {
     let seconds = time.as_secs();
@@ -80,6 +91,12 @@ mod tests {
     fn rates_never_show_four_digits_before_the_unit() {
         let shown = [0.4, 873.0, 999.6, 14_230.0, 999_990.0, 1_300_000.0].map(short);
         assert_eq!(shown, ["0", "873", "1.0k", "14.2k", "1.0M", "1.3M"]);
+    }
+
+    #[test]
+    fn short_times_have_their_unit() {
+        let shown = [0.0, 0.00048, 0.0123, 0.9999, 1.25].map(short_time);
+        assert_eq!(shown, ["0 µs", "480 µs", "12.3 ms", "999.9 ms", "1.25 s"]);
     }
 
     #[test]

@@ -32,6 +32,7 @@ use crate::lifeline;
 use crate::observe::events::Exit;
 use crate::observe::metrics::MetricsError;
 use crate::observe::run_folder::{RunFolder, RunFolderError};
+use crate::observe::tensorboard::TensorBoardError;
 use crate::protocol::failure::Failure;
 use crate::runtime::Model;
 use crate::topology::{Placement, Topology};
@@ -104,6 +105,9 @@ pub enum RunError {
     /// The metrics cannot be written or read back.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
+    /// The values for TensorBoard cannot be written.
+    #[error(transparent)]
+    TensorBoard(#[from] TensorBoardError),
     /// The replicas could not be started.
     #[error(transparent)]
     Launch(#[from] LaunchError),
@@ -118,6 +122,14 @@ pub enum RunError {
         last_lines: Vec<String>,
         /// The folder of the replicas' logs.
         logs: PathBuf,
+    },
+    /// The run came to its end without some of its workers: not a success, but what the others trained is there.
+    #[error("the run is incomplete: {lost} (the model of the others is {})", outcome.model().display())]
+    Incomplete {
+        /// Who was lost, why, and what that cost.
+        lost: String,
+        /// What the others brought home.
+        outcome: Box<Outcome>,
     },
     /// The caller ended the run before there was a result: a second Ctrl-C, or one before training began.
     #[error("stopped before there was a result")]

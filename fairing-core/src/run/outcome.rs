@@ -62,6 +62,11 @@ impl Outcome {
         &self.model
     }
 
+    /// The trained model as a safetensors file, for programs in other languages; `None` if it could not be written so.
+    pub fn safetensors(&self) -> Option<PathBuf> {
+        self.summary.files.safetensors.as_ref().map(|file| self.folder.join(file))
+    }
+
     /// The trained model, loaded into `model`, which gives the shape.
     ///
     /// # Errors

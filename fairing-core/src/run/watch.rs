@@ -18,9 +18,12 @@ use crate::exit::ExitCode;
 use crate::launch::{LaunchPlan, Launched, Launcher, ReplicaEvent};
 use crate::observe::events::{Event, Exit, Progress};
 use crate::observe::git::{self, Commit};
+use crate::observe::hashes::{self, HASHES_DEADLINE, Hashes, Hashing};
+use crate::observe::html;
 use crate::observe::metrics::{Metrics, MetricsWriter};
-use crate::observe::report::{Files, Host, Phase, Status, Summary, Versions};
+use crate::observe::report::{Files, Host, Phase, Status, Summary, Versions, WorkerFacts};
 use crate::observe::run_folder::{LogFiles, RunFolder};
+use crate::observe::tensorboard::TensorBoard;
 use crate::observe::terminal::{View, terminal};
 use crate::protocol::connection::Connection;
 use crate::protocol::deadline::{GRACE, HEARTBEAT, JOIN, WORST_LOSS, WORST_WAIT};
@@ -70,6 +73,9 @@ impl Watch {
     pub(super) fn start(self, received: Receiver<Message>) -> Result<JoinHandle<Result<Outcome, RunError>>, RunError> {
         let topology = self.plan.placements[0].topology;
         let metrics_file = MetricsWriter::create(self.folder.metrics())?;
+        let workers = topology.workers.get() as usize;
+        let mut tensorboard = TensorBoard::create(&self.folder.tensorboard(), workers, self.started.1)?;
+        tensorboard.text("hyperparameters", &format!("{:#}", self.hyperparameters), self.started.1)?;
         let mut view = terminal(topology, &ProcessEnv);
         if let Some(advice) = unoptimised() {
             // Said, not shown: a shown warning is one line, and these lines are to be pasted.
@@ -87,6 +93,7 @@ impl Watch {
         let manifest = self.manifest;
         let asking_git = std::thread::Builder::new().name("fairing-git".into());
         let asking_git = asking_git.spawn(move || git::commit(&manifest, git::GIT_DEADLINE)).ok();
+        let hashing = Hashing::start(hashes::program(), self.plan.placements[0].data_dir.clone());
         let interrupts = Interrupts::count();
         let (replica_events, from_replicas) = sync_channel(QUEUE);
         let launched = self.launcher.launch(&self.plan, replica_events.clone())?;
@@ -114,6 +121,7 @@ impl Watch {
             view,
             logs: LogFiles::new(&self.folder),
             metrics_file: Some(metrics_file),
+            tensorboard,
             metrics: Metrics::default(),
             folder: self.folder,
             plan: self.plan,
@@ -121,6 +129,8 @@ impl Watch {
             hyperparameters: self.hyperparameters,
             asking_git,
             commit: None,
+            hashing: Some(hashing),
+            hashes: Hashes::default(),
             seed: self.seed,
             extension: self.extension,
             started: self.started,
@@ -172,6 +182,7 @@ struct Watcher {
     view: Box<dyn View>,
     logs: LogFiles,
     metrics_file: Option<MetricsWriter>,
+    tensorboard: TensorBoard,
     metrics: Metrics,
     folder: RunFolder,
     type_name: String,
@@ -179,6 +190,9 @@ struct Watcher {
     /// Asks for the commit as it is when the run starts, beside the start of the replicas.
     asking_git: Option<JoinHandle<Option<Commit>>>,
     commit: Option<Commit>,
+    /// Beside the run, as above.
+    hashing: Option<Hashing>,
+    hashes: Hashes,
     seed: u64,
     extension: &'static str,
     started: (Instant, SystemTime),
@@ -258,10 +272,14 @@ impl Watcher {
                 }
             }
             Message::Coordinator(Heard::Said(message)) => self.hear(message),
-            Message::Coordinator(Heard::Model { model, .. }) => {
+            Message::Coordinator(Heard::Model { model, tensors }) => {
                 let extension = self.extension;
                 let written = self.folder.write_model(extension, &model);
                 self.keep(written.map(drop).map_err(RunError::from));
+                if !tensors.is_empty() {
+                    let written = self.folder.write_safetensors(&tensors);
+                    self.keep(written.map(drop).map_err(RunError::from));
+                }
                 self.model = Some(model);
                 self.tell_coordinator(ToCoordinator::Acknowledged);
                 self.end_by(Instant::now() + GRACE);
@@ -412,6 +430,8 @@ impl Watcher {
                     let written = file.write(&metric, Instant::now());
                     self.keep(written.map_err(RunError::from));
                 }
+                let written = self.tensorboard.write(&metric, SystemTime::now(), Instant::now());
+                self.keep(written.map_err(RunError::from));
                 self.metrics.push(metric);
             }
             FromCoordinator::Lost { replica, reason, rejoin } => self.lost(replica, reason, rejoin),
@@ -484,6 +504,8 @@ impl Watcher {
             let written = file.tick(now);
             self.keep(written.map_err(RunError::from));
         }
+        let written = self.tensorboard.tick(now);
+        self.keep(written.map_err(RunError::from));
         if self.joined.is_empty() && self.spawned.elapsed() > JOIN + GRACE {
             self.end_by(now);
         }
@@ -560,6 +582,8 @@ impl Watcher {
             let written = file.finish();
             self.keep(written.map_err(RunError::from));
         }
+        let written = self.tensorboard.flush();
+        self.keep(written.map_err(RunError::from));
         self.view.finish(now);
         let complete = self.complete.filter(|_| self.model.is_some() && !self.killed);
         let error = match complete {
@@ -578,13 +602,16 @@ impl Watcher {
         };
         let status = match (&error, complete) {
             (Some(error), _) => Status::Failed { cause: chain(error) },
+            (None, _) if !self.lost.is_empty() => Status::Incomplete { lost: self.losses() },
             (None, Some(true)) => Status::Stopped,
             (None, _) => Status::Succeeded,
         };
         // It has its own deadline, long past by now.
         self.commit = self.asking_git.take().and_then(|asking| asking.join().ok().flatten());
-        let summary = self.summary(status, now);
-        let written = self.folder.write_summary(&summary);
+        let patience = if self.killed { Duration::ZERO } else { HASHES_DEADLINE };
+        self.hashes = self.hashing.take().map(|hashing| hashing.finish(patience)).unwrap_or_default();
+        let mut summary = self.summary(status, now);
+        let written = self.close(&mut summary);
         match error {
             Some(error) => {
                 if matches!(error, RunError::Killed) {
@@ -596,9 +623,60 @@ impl Watcher {
                 written?;
                 let current = std::env::current_dir().unwrap_or_default();
                 self.view.say(&summary.text(self.folder.path(), &current));
-                Ok(Outcome::new(self.folder, self.extension, self.metrics, summary))
+                let outcome = Outcome::new(self.folder, self.extension, self.metrics, summary);
+                match &outcome.summary().status {
+                    Status::Incomplete { lost } => {
+                        let lost = lost.clone();
+                        Err(RunError::Incomplete { lost, outcome: Box::new(outcome) })
+                    }
+                    _ => Ok(outcome),
+                }
             }
         }
+    }
+
+    /// Whom the run went on without, and what that cost.
+    fn losses(&self) -> String {
+        let loss = |(replica, reason): (&Replica, &String)| {
+            let examples = self.workers.get(replica.rank.index()).map_or(0, |worker| worker.dropped_examples);
+            format!(
+                "{replica} was lost ({reason}), and about {examples} examples that were its part were not trained on"
+            )
+        };
+        self.lost.iter().map(loss).collect::<Vec<_>>().join("; ")
+    }
+
+    fn worker_facts(&self) -> Vec<WorkerFacts> {
+        let facts = |(rank, worker): (u32, &WorkerEnd)| {
+            let WorkerEnd { pace, dropped_examples, restarts } = *worker;
+            WorkerFacts {
+                rank: Rank(rank),
+                steps: pace.steps,
+                examples: pace.examples,
+                dropped_examples,
+                repeated_examples: pace.repeated_examples,
+                step_seconds_median: pace.step_seconds_median,
+                step_seconds_p95: pace.step_seconds_p95,
+                wait_seconds: pace.wait_seconds,
+                staleness_mean: pace.staleness_sum as f64 / pace.steps.max(1) as f64,
+                staleness_max: pace.staleness_max,
+                restarts,
+            }
+        };
+        (0..).zip(&self.workers).map(facts).collect()
+    }
+
+    /// Writes what is written last, as much of it as can be.
+    fn close(&mut self, summary: &mut Summary) -> Result<(), RunError> {
+        let folder = self.folder.path();
+        let page = self.folder.write_report(&html::page(summary, &self.metrics));
+        summary.files = Files::list(folder);
+        // Without the path to this run's folder, which may be moved.
+        let text = summary.text(Path::new(&self.plan.run), Path::new(""));
+        let board = self.tensorboard.text("summary", &text, SystemTime::now());
+        self.folder.write_summary(summary)?;
+        page?;
+        Ok(board?)
     }
 
     fn summary(&self, status: Status, now: Instant) -> Summary {
@@ -610,6 +688,7 @@ impl Watcher {
             type_name: self.type_name.clone(),
             status,
             topology: self.topology,
+            mode: Some(self.plan.placements[0].mode).filter(|mode| !mode.is_sync()).map(|mode| mode.to_string()),
             seed: self.seed,
             hyperparameters: self.hyperparameters.clone(),
             started: self.started.1,
@@ -618,9 +697,11 @@ impl Watcher {
             examples,
             examples_per_second: train.filter(|seconds| *seconds > 0.0).map(|seconds| examples as f64 / seconds),
             metrics: self.metrics.last_values(),
+            workers: self.worker_facts(),
             versions: Versions { rustc: crate::build::rustc(), burn: crate::build::burn(), ..Versions::default() },
             opt_level: Some(crate::build::OPT_LEVEL.to_owned()),
             git: self.commit.clone(),
+            hashes: self.hashes.clone(),
             host: Host::current(),
             files: Files::list(self.folder.path()),
         }

@@ -526,6 +526,25 @@ mod tests {
     }
 
     #[test]
+    fn a_safetensors_file_holds_every_tensor() {
+        let model = Zoo::new(device());
+        let layout = model.layout().unwrap();
+        let bytes = crate::runtime::safetensors::to_bytes(&model).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(file.len(), layout.tensors().len());
+        let of = |class| -> Vec<u8> {
+            let tensors = layout.of(class).map(|spec| file.tensor(&spec.path).unwrap());
+            tensors.flat_map(|tensor| tensor.data().to_vec()).collect()
+        };
+        let (mut trained, mut state) = (vec![0.0; layout.trained_len()], vec![0.0; layout.state_len()]);
+        model.read_trained(&mut trained);
+        model.read_state(&mut state);
+        assert_eq!(of(Class::Trained), bytemuck::cast_slice::<f32, u8>(&trained));
+        assert_eq!(of(Class::State), bytemuck::cast_slice::<f32, u8>(&state));
+        assert_eq!(of(Class::Frozen), model.read_frozen());
+    }
+
+    #[test]
     fn what_is_written_is_read_to_the_bit() {
         let model = Zoo::new(device());
         let layout = model.layout().unwrap();

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::control::open;
 use super::layout::{Layout, TensorSpec};
+use super::model::Scale;
 use super::optimizer::{Cells, Clipping, Optimizer};
 use super::parameter_server::{CHUNK, Closed, Ended, FromServer, Join, Joined, ParameterServer, Session, ToServer};
 use super::shard::shard;
@@ -298,6 +299,33 @@ impl Exchange {
         }
     }
 
+    /// Makes the gradient that of the mean loss, and checks it. The path of the first tensor with a value that is not finite
+    /// is an error, unless the gradient stands for no example.
+    ///
+    /// Not generic, so that it is compiled with this crate and its optimisation, not with the user's.
+    pub(crate) fn check_gradient(&mut self, examples: usize, scale: Scale) -> Result<(), String> {
+        if examples == 0 {
+            self.gradient.fill(0.0);
+            self.present.fill(false);
+            return Ok(());
+        }
+        if scale == Scale::Sum {
+            let scale = 1.0 / examples as f32;
+            self.gradient.iter_mut().for_each(|value| *value *= scale);
+        }
+        if is_finite(&self.gradient) {
+            return Ok(());
+        }
+        let mut start = 0;
+        for tensor in self.layout.trained() {
+            if !is_finite(&self.gradient[start..start + tensor.len()]) {
+                return Err(tensor.path.clone());
+            }
+            start += tensor.len();
+        }
+        unreachable!("the tensors tile the gradient")
+    }
+
     /// One step with all servers: pushes the gradient and pulls the parameters.
     pub(crate) fn step(&mut self, head: PushHead) -> Result<Stepped, ExchangeError> {
         pack_bits(&self.present, &mut self.presence);
@@ -455,6 +483,18 @@ fn join_over(
         FromServer::Joined(joined) => Ok(joined),
         other => Err(unexpected(&other)),
     }
+}
+
+/// Whether no value is NaN or infinite.
+///
+/// `&` instead of `&&`, and integers instead of floats, keep the loop free of branches and of the order of comparisons, so
+/// that it runs at the speed of memory.
+pub(crate) fn is_finite(values: &[f32]) -> bool {
+    const EXPONENT: u32 = 0x7f80_0000;
+    let finite =
+        |values: &[f32]| values.iter().fold(true, |finite, value| finite & (value.to_bits() & EXPONENT != EXPONENT));
+    // In parts, so that a bad gradient is not read to its end.
+    values.chunks(4096).all(finite)
 }
 
 /// Part `chunk` of a server's values; empty behind their end.

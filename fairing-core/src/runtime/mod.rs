@@ -13,6 +13,7 @@ pub mod optimizer;
 mod pace;
 pub(crate) mod parameter_server;
 pub(crate) mod replica;
+mod safetensors;
 mod shard;
 pub(crate) mod status;
 #[cfg(test)]

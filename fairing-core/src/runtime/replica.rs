@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::control::Control;
 use super::coordinator::{Coordinator, Event, Heard, Source, forward, queue};
-use super::exchange::Surroundings;
+use super::exchange::{Surroundings, is_finite};
 use super::model::Model;
 use super::parameter_server::ParameterServer;
 use super::status::RunStatus;
@@ -312,8 +312,10 @@ fn finish<M: Model>(worker: &Worker, control: &Control, replica: Replica, mut mo
     control.say(ToCoordinator::Finished(Finished { rounds: worker.round(), digest }))?;
     while control.wait_for_the_end()? {
         model = worker.with_final_parameters(model)?;
+        // Without it the model is still there in the framework's own format.
+        let tensors = super::safetensors::to_bytes(&model).unwrap_or_default();
         let unsaved = |error| own(FailureKind::User, format!("cannot save the model: {error}"));
-        let files = vec![(Kind::Model, model.to_bytes().map_err(unsaved)?), (Kind::Tensors, Vec::new())];
+        let files = vec![(Kind::Model, model.to_bytes().map_err(unsaved)?), (Kind::Tensors, tensors)];
         control.say_with(ToCoordinator::Model, files)?;
     }
     Ok(model)
@@ -326,13 +328,16 @@ fn digest<M: Model>(model: &M) -> Result<String, (FailureKind, String)> {
     model.read_trained(&mut values);
     let mut state = vec![0f32; layout.state_len()];
     model.read_state(&mut state);
-    if !values.iter().chain(&state).all(|value| value.is_finite()) {
+    if !(is_finite(&values) && is_finite(&state)) {
         let message = "the trained model has a parameter that is NaN or infinite (lower the learning rate)".to_owned();
         return Err((FailureKind::NotFinite, message));
     }
+    Ok(hash([bytemuck::cast_slice(&values), bytemuck::cast_slice(&state), &model.read_frozen()]))
+}
+
+/// Not generic, so that it is compiled with this crate and its optimisation, not with the user's.
+fn hash(parts: [&[u8]; 3]) -> String {
     let mut hash = Sha256::new();
-    hash.update(bytemuck::cast_slice(&values));
-    hash.update(bytemuck::cast_slice(&state));
-    hash.update(model.read_frozen());
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    parts.iter().for_each(|part| hash.update(part));
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

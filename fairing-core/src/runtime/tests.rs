@@ -329,6 +329,39 @@ fn the_answer_does_not_depend_on_servers_or_transport() {
 }
 
 #[test]
+fn accumulated_gradients_are_one_large_batch() {
+    let train = |pieces: &'static [usize]| {
+        move |worker: &Worker| {
+            let mut model = worker.join(Flat::new(&[5, 3], 0.0), Sgd::new())?;
+            for step in 0..3 {
+                let examples: Vec<f32> = (0..8).map(|i| (2 * i + step) as f32 * 0.5).collect();
+                let mut rest = &examples[..];
+                for (at, len) in pieces.iter().enumerate() {
+                    let (piece, behind) = rest.split_at(*len);
+                    rest = behind;
+                    let mean = piece.iter().sum::<f32>() / piece.len() as f32;
+                    let of = |tensor: &Vec<f32>| Some(tensor.iter().map(|value| value - mean).collect());
+                    let gradient = Gradient::mean(model.trained.iter().map(of).collect(), piece.len());
+                    if at + 1 < pieces.len() {
+                        worker.accumulate(&model, gradient)?;
+                    } else {
+                        model = worker.step(model, gradient, 0.25)?;
+                    }
+                }
+            }
+            Ok(model)
+        }
+    };
+    let whole = in_memory(Topology::new(2, 1), &train(&[8])).model();
+    for pieces in [&[4, 4][..], &[2, 4, 2], &[1; 8]] {
+        let parts = in_memory(Topology::new(2, 1), &train(pieces)).model();
+        for (one, other) in whole.trained.concat().iter().zip(parts.trained.concat()) {
+            assert!((one - other).abs() < 1e-5, "{one} against {other}");
+        }
+    }
+}
+
+#[test]
 fn clipping_by_norm_does_not_depend_on_servers_or_mode() {
     let optimizers: [Optimizer; 2] =
         [Adam::new().clip_global_norm(0.5).into(), Sgd::new().clip_norm_per_tensor(0.5).into()];

@@ -13,7 +13,7 @@ use super::control::{Control, Gathered};
 use super::data::{Batch, Cut, Dataset, permutation};
 use super::exchange::{Exchange, ExchangeError, Surroundings, Why};
 use super::layout::{Class, Layout, LayoutError};
-use super::model::{Gradient, Model, Scale};
+use super::model::{Gradient, Model};
 use super::optimizer::Optimizer;
 use super::pace::Stopwatch;
 use super::shard::split;
@@ -56,6 +56,8 @@ pub struct Worker {
     /// The run stops: set by the answer to the step that closed its last round.
     stopped: Cell<bool>,
     stopwatch: RefCell<Stopwatch>,
+    /// Gradients that the next step includes.
+    accumulated: RefCell<Accumulated>,
     /// Called once this worker's model exists and before it waits for the others.
     before_join: RefCell<Option<Box<dyn FnOnce()>>>,
 }
@@ -73,6 +75,39 @@ struct Place {
     stepped: bool,
     /// Examples of this rank since state was averaged last.
     since_average: u64,
+}
+
+/// The sum of some gradients, each times its examples.
+#[derive(Default)]
+struct Accumulated {
+    sum: Vec<f32>,
+    present: Vec<bool>,
+    examples: usize,
+}
+
+impl Accumulated {
+    fn add(&mut self, exchange: &Exchange, examples: usize) {
+        self.sum.resize(exchange.gradient.len(), 0.0);
+        self.present.resize(exchange.present.len(), false);
+        let weight = examples as f32;
+        self.sum.iter_mut().zip(&exchange.gradient).for_each(|(sum, value)| *sum += weight * value);
+        self.present.iter_mut().zip(&exchange.present).for_each(|(known, present)| *known |= present);
+        self.examples += examples;
+    }
+
+    /// Replaces a gradient by the mean of all with it; returns the examples of all.
+    fn take(&mut self, exchange: &mut Exchange, examples: usize) -> usize {
+        if self.examples == 0 {
+            return examples;
+        }
+        self.add(exchange, examples);
+        let scale = 1.0 / self.examples as f32;
+        exchange.gradient.iter_mut().zip(&self.sum).for_each(|(value, sum)| *value = scale * sum);
+        exchange.present.copy_from_slice(&self.present);
+        self.sum.fill(0.0);
+        self.present.fill(false);
+        std::mem::take(&mut self.examples)
+    }
 }
 
 /// Failure of a call on [`Worker`].
@@ -196,6 +231,7 @@ impl Worker {
             phase: Cell::new(0),
             stopped: Cell::new(false),
             stopwatch: RefCell::default(),
+            accumulated: RefCell::default(),
             before_join: RefCell::default(),
         }
     }
@@ -364,12 +400,8 @@ impl Worker {
         let exchange = exchange.as_mut().ok_or(WorkerError::NotJoined)?;
         let mut place = self.place.get();
         let examples = gradient.examples;
-        take_gradient(exchange, &model, gradient).map_err(|path| WorkerError::NotFinite {
-            path,
-            round: self.round.get(),
-            epoch: place.epoch,
-            batch: place.batch,
-        })?;
+        take_gradient(exchange, &model, gradient).map_err(|path| self.not_finite(path))?;
+        let examples = self.accumulated.borrow_mut().take(exchange, examples);
         if place.examples.is_none() {
             // A loop of the user's own, without `batches`: the previous round gets no more metrics.
             self.control.rounds_done(self.round.get());
@@ -412,6 +444,33 @@ impl Worker {
         let position = Position { epoch: place.epoch, batch: batches_done, round: self.round.get() };
         self.control.progress(progress, position, || self.stopwatch.borrow().pace());
         Ok(model)
+    }
+
+    /// Keeps `gradient` for the next [`step`](Worker::step), which then takes the mean over the examples of all: a large batch
+    /// in small pieces.
+    ///
+    /// Does not wait for the others, who may accumulate as often as they like. Of an epoch's batches the last one must be
+    /// stepped on.
+    ///
+    /// # Errors
+    ///
+    /// [`WorkerError::NotFinite`], [`WorkerError::NotJoined`], and the run's failure if there is one.
+    pub fn accumulate<M: Model>(&self, model: &M, gradient: Gradient<M::Gradients>) -> Result<(), WorkerError> {
+        self.check()?;
+        let accumulate = || {
+            let mut exchange = self.exchange.borrow_mut();
+            let exchange = exchange.as_mut().ok_or(WorkerError::NotJoined)?;
+            let examples = gradient.examples;
+            take_gradient(exchange, model, gradient).map_err(|path| self.not_finite(path))?;
+            self.accumulated.borrow_mut().add(exchange, examples);
+            Ok(())
+        };
+        accumulate().map_err(|error| self.remember(error))
+    }
+
+    fn not_finite(&self, path: String) -> WorkerError {
+        let place = self.place.get();
+        WorkerError::NotFinite { path, round: self.round.get(), epoch: place.epoch, batch: place.batch }
     }
 
     /// Averages the state over the workers, weighted by examples, in rank order; equal bits are kept as they are.
@@ -713,28 +772,9 @@ fn weighted_mean(ranks: &[(u64, Vec<f32>)], len: usize) -> Vec<f32> {
 /// Flattens the gradient of the mean loss. The path of the first tensor with a value that is not finite is an error, unless
 /// the gradient stands for no example.
 fn take_gradient<M: Model>(exchange: &mut Exchange, model: &M, gradient: Gradient<M::Gradients>) -> Result<(), String> {
-    model.read_gradients(gradient.inner, &mut exchange.gradient, &mut exchange.present);
-    if gradient.examples == 0 {
-        exchange.gradient.fill(0.0);
-        exchange.present.fill(false);
-        return Ok(());
-    }
-    if gradient.scale == Scale::Sum {
-        let scale = 1.0 / gradient.examples as f32;
-        exchange.gradient.iter_mut().for_each(|value| *value *= scale);
-    }
-    // `&` instead of `&&` keeps the loop free of branches, so that it runs at the speed of memory.
-    if exchange.gradient.iter().fold(true, |finite, value| finite & value.is_finite()) {
-        return Ok(());
-    }
-    let mut start = 0;
-    for tensor in exchange.layout.trained() {
-        if exchange.gradient[start..start + tensor.len()].iter().any(|value| !value.is_finite()) {
-            return Err(tensor.path.clone());
-        }
-        start += tensor.len();
-    }
-    unreachable!("the tensors tile the gradient")
+    let Gradient { inner, examples, scale } = gradient;
+    model.read_gradients(inner, &mut exchange.gradient, &mut exchange.present);
+    exchange.check_gradient(examples, scale)
 }
 
 /// Iterator over the epochs of a run. Made by [`Worker::epochs`].
