@@ -136,7 +136,8 @@ pub(crate) struct Report {
     pub(crate) pace: Option<Pace>,
 }
 
-/// How one worker's steps went.
+/// How one worker's steps went. Of one that was started again, steps and examples count from the beginning of the run, and
+/// durations are of the process that it is now.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub(crate) struct Pace {
     pub(crate) steps: u64,
@@ -146,13 +147,26 @@ pub(crate) struct Pace {
     /// Seconds from the end of one step's exchange to the beginning of the next one's, over the whole run.
     pub(crate) step_seconds_median: f64,
     pub(crate) step_seconds_p95: f64,
-    /// The same over the last few steps.
+    /// The same over the last few steps; 0 while there are too few.
     pub(crate) recent_step_seconds: f64,
     /// Seconds spent in exchanges, which is mostly waiting for others.
     pub(crate) wait_seconds: f64,
     /// Sum and maximum over the steps of the updates by others between a pull and the push that followed.
     pub(crate) staleness_sum: u64,
     pub(crate) staleness_max: u64,
+}
+
+impl Pace {
+    /// Adds what the process that this worker was before waited for and missed.
+    pub(crate) fn behind(self, before: Pace) -> Pace {
+        Pace {
+            repeated_examples: before.repeated_examples + self.repeated_examples,
+            wait_seconds: before.wait_seconds + self.wait_seconds,
+            staleness_sum: before.staleness_sum + self.staleness_sum,
+            staleness_max: before.staleness_max.max(self.staleness_max),
+            ..self
+        }
+    }
 }
 
 /// How a worker ended well.

@@ -84,9 +84,6 @@ const CONFIRM_EVERY: u64 = 8;
 /// Why a replica is lost whose process the caller saw end.
 const PROCESS_ENDED: &str = "its process ended without a goodbye";
 
-/// Steps of the others before a worker is called slow: the first ones are no measure.
-const STEPS_BEFORE_SLOW: u64 = 20;
-
 /// The least time between two warnings of one slow worker.
 const SLOW_AGAIN: Duration = LEASE.checked_mul(6).expect("a minute");
 
@@ -142,6 +139,8 @@ struct Member {
     dismissed: bool,
     progress: Option<Progress>,
     pace: Pace,
+    /// That of the process that it was before.
+    pace_before: Pace,
     restarts: u32,
     restarted: Option<Instant>,
     called_slow: Option<Instant>,
@@ -170,6 +169,7 @@ impl Member {
             dismissed: false,
             progress: None,
             pace: Pace::default(),
+            pace_before: Pace::default(),
             restarts: 0,
             restarted: None,
             called_slow: None,
@@ -371,7 +371,14 @@ impl Coordinator {
         if rejoins {
             let restarts = member.restarts + 1;
             let (pace, progress) = (member.pace, member.progress);
-            *member = Member { restarts, pace, progress, restarted: Some(Instant::now()), ..Member::new(incarnation) };
+            *member = Member {
+                restarts,
+                pace: Pace { recent_step_seconds: 0.0, ..pace },
+                pace_before: pace,
+                progress,
+                restarted: Some(Instant::now()),
+                ..Member::new(incarnation)
+            };
         }
         if let Some(old) = member.connection.take() {
             old.shutdown();
@@ -562,7 +569,7 @@ impl Coordinator {
             return;
         }
         let Some(member) = self.members.get_mut(&replica) else { return };
-        member.pace = report.pace.unwrap_or(member.pace);
+        member.pace = report.pace.map_or(member.pace, |pace| pace.behind(member.pace_before));
         if let Some(progress) = report.progress {
             member.progress = Some(progress);
             if !std::mem::replace(&mut self.training, true) {
@@ -733,7 +740,7 @@ impl Coordinator {
     /// Names a worker that takes more than twice as long for a step as the others, while it does.
     fn name_slow_workers(&mut self) {
         let paces: Vec<(Replica, Pace)> = self.workers().map(|(replica, member)| (*replica, member.pace)).collect();
-        if paces.len() < 2 || paces.iter().any(|(_, pace)| pace.steps < STEPS_BEFORE_SLOW) {
+        if paces.len() < 2 || paces.iter().any(|(_, pace)| pace.recent_step_seconds == 0.0) {
             return;
         }
         for (replica, pace) in &paces {

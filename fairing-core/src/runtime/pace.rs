@@ -8,6 +8,9 @@ use crate::protocol::message::Pace;
 /// Steps that count as recent.
 const RECENT: usize = 32;
 
+/// Steps before anything is said of the recent ones: the first are slow in every process, and no measure.
+const ENOUGH: usize = 20;
+
 /// Classes of durations, each a tenth longer than the one before it: from a microsecond to over half an hour.
 const CLASSES: usize = 226;
 
@@ -42,6 +45,11 @@ impl Stopwatch {
         self.since = Instant::now();
     }
 
+    /// Goes on behind the steps of the process that this worker was before.
+    pub(crate) fn go_on(&mut self, steps: u64, examples: u64) {
+        (self.pace.steps, self.pace.examples) = (steps, examples);
+    }
+
     /// A step has ended, whose exchange was asked for at `asked`.
     pub(crate) fn step(&mut self, asked: Instant, examples: u64, stepped: Stepped) {
         let now = Instant::now();
@@ -69,7 +77,7 @@ impl Stopwatch {
         Pace {
             step_seconds_median: self.quantile(0.5),
             step_seconds_p95: self.quantile(0.95),
-            recent_step_seconds: recent.get(recent.len() / 2).copied().unwrap_or_default(),
+            recent_step_seconds: if recent.len() < ENOUGH { 0.0 } else { recent[recent.len() / 2] },
             wait_seconds: self.wait.as_secs_f64(),
             ..self.pace
         }
@@ -77,7 +85,8 @@ impl Stopwatch {
 
     /// The duration that the share `quantile` of all steps does not exceed, to within five percent.
     fn quantile(&self, quantile: f64) -> f64 {
-        let wanted = (self.pace.steps as f64 * quantile).ceil() as u64;
+        let all: u64 = self.classes.iter().copied().map(u64::from).sum();
+        let wanted = (all as f64 * quantile).ceil() as u64;
         let mut steps = 0;
         for (class, count) in self.classes.iter().enumerate() {
             steps += u64::from(*count);
@@ -104,7 +113,6 @@ mod tests {
         let mut watch = Stopwatch::default();
         for millis in 1..=1000 {
             watch.classes[class(f64::from(millis) * 1e-3)] += 1;
-            watch.pace.steps += 1;
         }
         for (quantile, expected) in [(0.5, 0.5), (0.95, 0.95), (0.001, 0.001)] {
             let found = watch.quantile(quantile);

@@ -838,6 +838,7 @@ impl<'w> Epoch<'w> {
             let own =
                 |batches: Range<usize>| batches.map(|batch| cut.part(batch, worker.rank()).len() as u64).sum::<u64>();
             worker.examples.set(self.index * own(0..cut.batches()) + own(0..next.min(cut.batches())));
+            worker.stopwatch.borrow_mut().go_on(start.round, worker.examples.get());
         }
         Batches { worker, data, order, cut, next }
     }
