@@ -602,8 +602,9 @@ impl Watcher {
         };
         let status = match (&error, complete) {
             (Some(error), _) => Status::Failed { cause: chain(error) },
-            (None, _) if !self.lost.is_empty() => Status::Incomplete { lost: self.losses() },
+            // Who stops a run knows that it is not complete.
             (None, Some(true)) => Status::Stopped,
+            (None, _) if !self.lost.is_empty() => Status::Incomplete { lost: self.losses() },
             (None, _) => Status::Succeeded,
         };
         // It has its own deadline, long past by now.
