@@ -45,6 +45,15 @@ fn trained_as_if_nothing_had_been(law: &Law, ended: Ended) {
     );
 }
 
+/// Checks that a run came to its end without worker 1, and says so.
+#[track_caller]
+fn incomplete(ended: Ended, reason: &str) -> Ended {
+    let ended = ended.code(1).nothing_left();
+    assert_eq!(ended.summary()["status"], "incomplete");
+    assert!(ended.has_model());
+    ended.says(&format!("Error: the run is incomplete: worker 1 was lost ({reason}"))
+}
+
 #[test]
 fn killed_worker_is_started_again_and_no_bit_differs() {
     for rank in [0, 1] {
@@ -106,8 +115,7 @@ fn frozen_worker_does_not_disturb_an_async_run() {
     running.signal_replica("worker", 1, Signal::STOP);
     running.wait_for(FROZEN);
     running.wait_for_processes(4);
-    let ended = running.end().code(0).nothing_left().says("epoch 35/35  loss").never_says("SIGKILL");
-    assert!(ended.has_model());
+    incomplete(running.end().says("epoch 35/35  loss").never_says("SIGKILL"), "nothing was heard of it for 10s");
 }
 
 #[test]
@@ -115,7 +123,22 @@ fn async_run_goes_on_without_a_killed_worker() {
     let mut running = in_second_epoch(&LAW, &[("FAIRING_MODE", "async")]);
     running.signal_replica("worker", 1, Signal::KILL);
     running.wait_for("warning: worker 1 was lost: its process ended without a goodbye");
-    let ended = running.end().code(0).nothing_left().says("epoch 4/4  loss").never_says("is started again");
+    let ended = running.end().says("epoch 4/4  loss").never_says("is started again");
+    let ended = incomplete(ended, "its process ended without a goodbye");
+    let dropped = ended.summary()["workers"][1]["dropped_examples"].as_u64().unwrap();
+    assert!((1..=360).contains(&dropped), "{dropped} of its 360 examples after the first epoch");
+    ended.says(&format!("and about {dropped} examples that were its part were not trained on"));
+}
+
+#[test]
+fn interrupt_after_a_loss_stops_an_async_run_as_any_other() {
+    let law = Law { epochs: 1000, ..LAW };
+    let mut running = in_second_epoch(&law, &[("FAIRING_MODE", "async")]);
+    running.signal_replica("worker", 1, Signal::KILL);
+    running.wait_for("warning: worker 1 was lost: its process ended without a goodbye");
+    running.signal(Signal::INT);
+    let ended = running.end().code(130).nothing_left();
+    assert_eq!(ended.summary()["status"], "stopped");
     assert!(ended.has_model());
 }
 
@@ -124,8 +147,12 @@ fn async_run_takes_a_worker_back() {
     let mut running = in_second_epoch(&LAW, &[("FAIRING_MODE", "async"), ("FAIRING_REJOIN", "30s")]);
     running.signal_replica("worker", 1, Signal::KILL);
     running.wait_for("warning: worker 1 is started again");
-    let ended = running.end().code(0).nothing_left();
-    assert_eq!(ended.summary()["status"], "succeeded");
+    let ended = running.end().code(0).nothing_left().says("restarted once");
+    let summary = ended.summary();
+    assert_eq!(summary["status"], "succeeded");
+    let worker = &summary["workers"][1];
+    assert_eq!((worker["restarts"].as_u64(), worker["dropped_examples"].as_u64()), (Some(1), Some(0)), "{worker}");
+    assert_eq!((worker["steps"].as_u64(), worker["examples"].as_u64()), (Some(80), Some(480)), "{worker}");
 }
 
 /// Its second process never says hello: an async run waits for it in vain and then goes on, a sync run fails.
@@ -144,8 +171,7 @@ fn worker_that_does_not_come_back_is_given_up() {
                 .code(1)
                 .says("Error: worker 1 was lost in round ")
                 .says("it was lost and nobody took its place within 1s"),
-            _ => ended
-                .code(0)
+            _ => incomplete(ended, "nobody took its place within 1s")
                 .says("warning: worker 1 was lost: nobody took its place within 1s")
                 .says("epoch 10/10  loss"),
         };
