@@ -122,6 +122,24 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_that_was_started_again_goes_on_counting() {
+        let mut before = Stopwatch::default();
+        let stepped = Stepped { stop: false, staleness: 3, repeated: true };
+        (0..50).for_each(|_| before.step(Instant::now(), 10, stepped));
+        let before = before.pace();
+        // The last reports of the old process were lost, and its last push is repeated.
+        let mut now = Stopwatch::default();
+        now.go_on(52, 520);
+        now.step(Instant::now(), 10, Stepped { staleness: 5, ..stepped });
+        let pace = now.pace().behind(before);
+        assert_eq!((pace.steps, pace.examples, pace.repeated_examples), (53, 530, 510));
+        assert_eq!((pace.staleness_sum, pace.staleness_max), (155, 5));
+        assert!(pace.wait_seconds >= before.wait_seconds);
+        assert!(before.recent_step_seconds > 0.0 && pace.recent_step_seconds == 0.0, "one step is no measure");
+        assert!(pace.step_seconds_median > 0.0 && pace.step_seconds_p95 >= pace.step_seconds_median);
+    }
+
+    #[test]
     fn the_longest_step_has_a_class() {
         assert_eq!((class(0.0), class(1e-6)), (0, 0));
         assert!(class(1800.0) < CLASSES - 1);

@@ -158,6 +158,39 @@ mod tests {
     }
 
     #[test]
+    fn epochs_do_not_wait_for_a_worker_that_is_lost() {
+        let lost = |rejoins| {
+            let mut script = Script::default();
+            script.progress(0, 0, 100, 100, 3200).progress(1, 0, 50, 100, 1600).wait(1000);
+            script.event(Event::Lost { replica: Replica::worker(1), reason: "it is frozen".into(), rejoins });
+            script.wait(1000).progress(0, 1, 100, 100, 6400).wait(1000).event(Event::Stopping);
+            script
+        };
+        check(
+            &lost(false),
+            expect![""],
+            expect![[r#"
+                worker 0 | epoch 1/2  100 %
+                worker 1 | epoch 1/2  50 %
+                warning: worker 1 was lost: it is frozen
+                epoch 1/2  1,600 examples/s
+                epoch 2/2
+                stopping after this round, then evaluating and saving (Ctrl-C again kills)
+            "#]],
+        );
+        check(
+            &lost(true),
+            expect![""],
+            expect![[r#"
+                worker 0 | epoch 1/2  100 %
+                worker 1 | epoch 1/2  50 %
+                warning: worker 1 was lost: it is frozen
+                stopping after this round, then evaluating and saving (Ctrl-C again kills)
+            "#]],
+        );
+    }
+
+    #[test]
     fn reader_that_has_gone_is_no_failure() {
         let sink = || Sink::new(Box::new(Broken), false, false);
         let mut view = Plain::new(Topology::new(2, 1), sink(), sink());
