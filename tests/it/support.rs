@@ -194,29 +194,14 @@ impl Running {
     /// The process of one replica.
     #[track_caller]
     pub(crate) fn replica(&self, role: &str, rank: u32) -> Pid {
-        self.find_replica(role, rank).unwrap_or_else(|| panic!("no {role} {rank} in {:?}", processes(self.folder())))
-    }
-
-    /// Waits until another process than `before` is this replica.
-    #[track_caller]
-    pub(crate) fn successor(&self, role: &str, rank: u32, before: Pid) -> Pid {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match self.find_replica(role, rank) {
-                Some(process) if process != before => return process,
-                _ => assert!(Instant::now() < deadline, "nobody took the place of {role} {rank}"),
-            }
-        }
-    }
-
-    fn find_replica(&self, role: &str, rank: u32) -> Option<Pid> {
         let role = format!("FAIRING_PLACEMENT_ROLE={role}");
         let rank = format!("FAIRING_PLACEMENT_RANK={rank}");
         // A replica's children inherit its variables but lead no group.
         let is_replica = |process: &&Process| {
             process.environment.contains(&role) && process.environment.contains(&rank) && process.leads_its_group
         };
-        processes(self.folder()).values().find(is_replica).map(|process| process.pid)
+        let processes = processes(self.folder());
+        processes.values().find(is_replica).unwrap_or_else(|| panic!("no {role} {rank} in {processes:?}")).pid
     }
 
     #[track_caller]

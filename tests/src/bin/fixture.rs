@@ -6,7 +6,9 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "the tests read what the faces print")]
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{Read, Write};
+use std::path::Path;
 use std::process::{Command, exit};
 use std::thread;
 use std::time::Duration;
@@ -86,7 +88,14 @@ enum Face {
     /// `train` waits for a thread of its own that uses rayon, as one that prefetches batches may.
     Prefetch,
     /// Trains a [`Law`], given as JSON, and prints the fingerprint of its model.
-    Law { law: String, workers: u32, ps: u32 },
+    Law {
+        law: String,
+        workers: u32,
+        ps: u32,
+        /// A replica that is started again sleeps before `launch()`.
+        #[arg(long)]
+        once: bool,
+    },
     /// Worker 1 takes five times as long for a step as worker 0.
     Uneven,
 }
@@ -100,7 +109,10 @@ fn main() -> anyhow::Result<()> {
         }
         Face::Fault { fault, rank } => tell(Faulty { fault, rank }.launch()).map(drop),
         Face::Prefetch => tell(Prefetch.launch()).map(drop),
-        Face::Law { law, workers, ps } => {
+        Face::Law { law, workers, ps, once } => {
+            if once && in_replica() && !is_first(Path::new(&arguments.marker)) {
+                thread::sleep(FOREVER);
+            }
             let law: Law = serde_json::from_str(&law)?;
             let outcome = tell(law.launch_with(LaunchOptions::new().workers(workers).ps(ps)))?;
             let model = outcome.load(law.kind.model(u64::MAX, &Device::flex().autodiff()))?;
@@ -185,6 +197,13 @@ fn tell(result: Result<Outcome, RunError>) -> anyhow::Result<Outcome> {
         println!("cause: {}, {:?}, {exit:?}", failure.replica, failure.kind);
     }
     Ok(result?)
+}
+
+/// Whether no process of this replica was here before; leaves a file in `folder`.
+fn is_first(folder: &Path) -> bool {
+    let variable = |name| std::env::var(name).unwrap_or_default();
+    let name = format!("{}-{}", variable("FAIRING_PLACEMENT_ROLE"), variable("FAIRING_PLACEMENT_RANK"));
+    File::create_new(folder.join(name)).is_ok()
 }
 
 fn launch_line(slope: f32) -> anyhow::Result<()> {
