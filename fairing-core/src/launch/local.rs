@@ -313,6 +313,9 @@ fn command(plan: &LaunchPlan, placement: &Placement) -> Command {
     command
         // rayon, which computes burn's tensors, would take every core in every replica.
         .env("RAYON_NUM_THREADS", placement.threads.to_string())
+        // A step frees and takes the same tensors again. With mimalloc's 10 ms their pages would go back to the system in
+        // between, and getting them again was a third of the time of a model of 20 million parameters.
+        .env("MIMALLOC_PURGE_DELAY", "1000")
         .envs(plan.variables.iter().map(|(name, value)| (name, value)))
         .envs(placement.to_env());
     command

@@ -135,7 +135,7 @@ impl Control {
     }
 
     /// Says hello until the coordinator answers, at the latest at `deadline`, and then everything that was not heard.
-    fn call(&self, deadline: Instant) -> Result<(Connection, Position), Failure> {
+    fn call(&self, mut deadline: Instant) -> Result<(Connection, Position), Failure> {
         loop {
             match self.call_once(deadline) {
                 Ok(called) => return Ok(called),
@@ -144,6 +144,8 @@ impl Control {
                     if let Some(failure) = self.status.failure() {
                         return Err(failure);
                     }
+                    // Somebody was there. That a coordinator is still to be started was waited for within the call.
+                    deadline = deadline.min(Instant::now() + RECONNECT);
                     if Instant::now() >= deadline {
                         let message = format!("{} cannot reach the coordinator: {error}", self.placement.replica);
                         return Err(self.failure(self.coordinator, FailureKind::Lost, message));

@@ -135,10 +135,12 @@ impl Surroundings {
     }
 
     /// Calls `attempt` until it succeeds or fails for good, at most until `deadline` and so often.
-    fn persist<T>(&self, mut attempt: impl FnMut(Instant) -> Result<T, Why>, deadline: Instant) -> Result<T, Why> {
+    /// Once somebody was there, at most as long as a connection may take to come back.
+    fn persist<T>(&self, mut attempt: impl FnMut(Instant) -> Result<T, Why>, mut deadline: Instant) -> Result<T, Why> {
         loop {
             match attempt(deadline) {
                 Err(why) if why.is_broken() && Instant::now() < deadline && self.status.failure().is_none() => {
+                    deadline = deadline.min(Instant::now() + RECONNECT);
                     std::thread::sleep(TICK / 50);
                 }
                 other => return other,

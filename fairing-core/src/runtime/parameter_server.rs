@@ -3,15 +3,17 @@
 //! Each worker has a connection and a thread of its own here; a worker that hosts the server itself calls its [`Session`]
 //! directly. Gradients arrive in chunks. In sync mode whoever completes a chunk adds it up **in rank order** and applies the
 //! optimizer to it, while the next chunk is on its way. So the answer does not depend on the order of arrival, and a server
-//! holds a few chunks per worker, never whole gradients. When the last chunk is applied, the round is committed and every
+//! holds a few chunks per worker, never whole gradients; where there is more than one chunk, a thread of its own adds them up,
+//! so that reading goes on meanwhile. When the last chunk is applied, the round is committed and every
 //! worker gets the new parameters. In async mode a chunk is applied when it arrives.
 //!
 //! A push is named by rank, incarnation and round. A connection that breaks is no failure here: its worker comes back and
 //! pushes again, and what had arrived is skipped. Who is lost is for the coordinator to say.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -87,6 +89,7 @@ pub(crate) type ShareSquares = Box<dyn Fn(u64, Vec<f64>) -> Result<Vec<f64>, Fai
 
 /// State of one server, shared by the threads that serve its workers.
 pub(crate) struct ParameterServer {
+    itself: Weak<Self>,
     index: usize,
     placement: Placement,
     incarnation: Incarnation,
@@ -131,7 +134,8 @@ impl ParameterServer {
     /// The server of share `index`, which begins at `start`.
     pub(crate) fn new(index: usize, placement: &Placement, start: Position, status: Arc<RunStatus>) -> Arc<Self> {
         let workers = placement.topology.worker_count();
-        let server = Arc::new(Self {
+        let server = Arc::new_cyclic(|itself| Self {
+            itself: itself.clone(),
             index,
             placement: placement.clone(),
             incarnation: Incarnation::fresh(),
@@ -285,14 +289,67 @@ impl ParameterServer {
             && joining.present.iter().all(|present| *present)
             && let (Some((_, reference)), Some(initial)) = (&joining.reference, joining.initial.take())
         {
-            let shard = Shard::new(self, reference, initial);
-            joining.shard = Some(Arc::new(shard));
+            let shard = Arc::new(Shard::new(self, reference, initial));
+            if shard.has_reducer() {
+                let (server, shard) = (self.itself.clone(), shard.clone());
+                // Not joined: it ends with the server, or within a tick.
+                std::thread::spawn(move || reduce_in_background(&server, &shard));
+            }
+            joining.shard = Some(shard);
             self.joined.notify_all();
         }
     }
 
+    /// Adds up a chunk that all workers have brought, and applies it; the last one commits the round.
+    fn reduce(&self, shard: &Shard, round: u64, chunk: usize) -> Result<(), Failure> {
+        let last = chunk + 1 == shard.chunks();
+        let weights = shard.lock().weights.clone();
+        shard.apply(chunk, &weights);
+        if last && let Some(norms) = &shard.norms {
+            let own = norms.squares();
+            let all = match self.share_squares.get() {
+                Some(share) if self.placement.topology.server_count() > 1 => share(round, own)?,
+                _ => own,
+            };
+            if all.len() != norms.whole.len() {
+                let message = format!("{} sums of squares instead of {}", all.len(), norms.whole.len());
+                let replica = self.placement.replica;
+                return Err(protocol(replica, message));
+            }
+            let present = shard.lock().present.clone();
+            shard.apply_clipped(norms, &all, &present);
+        }
+        let mut progress = shard.lock();
+        progress.reduced = chunk + 1;
+        if last {
+            shard.commit(&mut progress, self.index == 0 && self.status.is_stopping());
+        }
+        drop(progress);
+        shard.changed.notify_all();
+        Ok(())
+    }
+
     fn range(&self, layout: &Layout) -> Range<usize> {
         shard(layout.trained_len(), self.index, self.placement.topology.server_count())
+    }
+}
+
+/// Adds up chunks as they are complete, as long as the server is there.
+fn reduce_in_background(server: &Weak<ParameterServer>, shard: &Shard) {
+    loop {
+        let (chunk, round) = {
+            let progress = shard.lock();
+            let is_idle = |progress: &mut Progress| progress.complete.is_empty();
+            let (mut progress, _) =
+                shard.completed.wait_timeout_while(progress, TICK, is_idle).expect("no holder panics");
+            (progress.complete.pop_front(), progress.round)
+        };
+        let Some(server) = server.upgrade() else { return };
+        if let Some(chunk) = chunk
+            && let Err(failure) = server.reduce(shard, round, chunk)
+        {
+            server.status.fail(failure);
+        }
     }
 }
 
@@ -588,40 +645,17 @@ impl Session {
             return Ok(());
         }
         drop(slot);
-        if shard.arrived(&mut progress, self.rank, chunk) {
+        if !shard.arrived(&mut progress, self.rank, chunk) {
+            return Ok(());
+        }
+        if shard.has_reducer() {
+            progress.complete.push_back(chunk);
             drop(progress);
-            self.reduce(shard, round, chunk)?;
-        }
-        Ok(())
-    }
-
-    /// Adds up a chunk that all workers have brought, and applies it; the last one commits the round.
-    fn reduce(&self, shard: &Shard, round: u64, chunk: usize) -> Result<(), Ended> {
-        let last = chunk + 1 == shard.chunks();
-        let weights = shard.lock().weights.clone();
-        shard.apply(chunk, &weights);
-        if last && let Some(norms) = &shard.norms {
-            let own = norms.squares();
-            let all = match self.server.share_squares.get() {
-                Some(share) if self.server.placement.topology.server_count() > 1 => share(round, own)?,
-                _ => own,
-            };
-            if all.len() != norms.whole.len() {
-                let message = format!("{} sums of squares instead of {}", all.len(), norms.whole.len());
-                let replica = self.server.placement.replica;
-                return Err(protocol(replica, message).into());
-            }
-            let present = shard.lock().present.clone();
-            shard.apply_clipped(norms, &all, &present);
-        }
-        let mut progress = shard.lock();
-        progress.reduced = chunk + 1;
-        if last {
-            shard.commit(&mut progress, self.server.index == 0 && self.server.status.is_stopping());
+            shard.completed.notify_one();
+            return Ok(());
         }
         drop(progress);
-        shard.changed.notify_all();
-        Ok(())
+        Ok(self.server.reduce(shard, round, chunk)?)
     }
 
     /// Waits until the push counts: in sync mode for the others, with bounded staleness for the slow ones.
@@ -757,6 +791,7 @@ struct Shard {
     values: RwLock<Values>,
     progress: Mutex<Progress>,
     changed: Condvar,
+    completed: Condvar,
 }
 
 /// What clipping by norm needs: the gradient of the whole round, before the first of it is applied.
@@ -816,6 +851,8 @@ struct Progress {
     weights: Vec<f32>,
     /// Workers whose buffer holds the chunk, by chunk modulo `CHUNKS_AHEAD`.
     arrived: [usize; CHUNKS_AHEAD],
+    /// Chunks that all workers have brought, for the thread that adds them up.
+    complete: VecDeque<usize>,
     /// Chunks that have been applied.
     reduced: usize,
     /// Whether the run stops with the round that was committed last.
@@ -889,11 +926,13 @@ impl Shard {
                 present: vec![false; join.layout.trained().count()],
                 weights: vec![0.0; workers],
                 arrived: [0; CHUNKS_AHEAD],
+                complete: VecDeque::with_capacity(CHUNKS_AHEAD),
                 reduced: 0,
                 stop: false,
                 version: 0,
             }),
             changed: Condvar::new(),
+            completed: Condvar::new(),
             slots: (0..workers * ahead).map(|_| Mutex::new(vec![0.0; slot_len])).collect(),
             pieces,
             workers,
@@ -923,6 +962,11 @@ impl Shard {
     /// Chunks of a round; an empty shard has one empty chunk, so that its rounds are committed like all others.
     fn chunks(&self) -> usize {
         self.range.len().div_ceil(CHUNK).max(1)
+    }
+
+    /// Whether a thread of its own adds up chunks. For a single one it would only be another change of thread.
+    fn has_reducer(&self) -> bool {
+        self.mode.is_sync() && self.chunks() > 1
     }
 
     fn chunk(&self, chunk: usize) -> Range<usize> {
