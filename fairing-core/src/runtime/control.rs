@@ -70,6 +70,8 @@ struct Inbox {
     gathered: BTreeMap<CollectiveKey, Gathered>,
     bring: bool,
     released: bool,
+    /// The coordinator has said itself that the run has failed, or that this replica is no part of it.
+    told_failure: bool,
 }
 
 /// Opens a connection to a server and says hello on it; tries until `deadline`, as long as `waiting` agrees.
@@ -227,9 +229,13 @@ impl Control {
                 }
                 Ok(FromCoordinator::Roll(roll)) => self.status.set_roll(roll),
                 Ok(FromCoordinator::Bring) => self.inbox().bring = true,
-                Ok(FromCoordinator::RunFailed(failure)) => _ = self.status.fail(failure),
+                Ok(FromCoordinator::RunFailed(failure)) => {
+                    self.inbox().told_failure = true;
+                    self.status.fail(failure);
+                }
                 Ok(FromCoordinator::Released) => self.inbox().released = true,
                 Ok(FromCoordinator::Refused { reason }) => {
+                    self.inbox().told_failure = true;
                     self.status.fail(self.failure(self.placement.replica, FailureKind::Lost, reason));
                 }
                 Ok(other) => self.lost_coordinator(FailureKind::Protocol, format!("an unexpected {other:?}")),
@@ -364,6 +370,13 @@ impl Control {
     pub(crate) fn say(&self, message: ToCoordinator) -> Result<(), Failure> {
         self.flush()?;
         self.send(Vec::new(), || message)
+    }
+
+    /// Says what failed, unless the coordinator has said so itself. If it is gone, its own end is what the launcher sees.
+    pub(crate) fn report_failure(&self, failure: &Failure) {
+        if !self.inbox().told_failure {
+            let _ = self.say(ToCoordinator::Failed(failure.clone()));
+        }
     }
 
     /// Sends `message` and then payloads of their own.

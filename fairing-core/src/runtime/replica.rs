@@ -113,7 +113,8 @@ pub(crate) fn serve(context: &Context) -> Result<(), Failure> {
     let host = Host::open(context, placement.replica.rank.index())?;
     let served = Control::connect(placement, transport, status).and_then(|(control, _)| {
         host.attach(&control);
-        control.serve_until_released()
+        // Without this word the others would only see it go.
+        control.serve_until_released().inspect_err(|failure| control.report_failure(failure))
     });
     if let Err(failure) = &served {
         // The coordinator must end too, if it is here.
@@ -234,12 +235,7 @@ pub(crate) fn work<M: Model>(
             // Of the model it runs code of the user's too.
             finish(&worker, &control, replica, model)
         });
-        trained.inspect_err(|failure| {
-            if status.failure().is_none_or(|known| known.replica == replica) {
-                // If the coordinator is gone, its own end is what the launcher sees.
-                let _ = control.say(ToCoordinator::Failed(failure.clone()));
-            }
-        })
+        trained.inspect_err(|failure| control.report_failure(failure))
     });
     if let Err(failure) = &worked {
         status.fail(failure.clone());
