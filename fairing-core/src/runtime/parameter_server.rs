@@ -200,6 +200,8 @@ impl ParameterServer {
                     self.status.fail(failure);
                 }
             }
+            // The failure is the better word if there is one.
+            Err(_) if self.status.failure().is_some() => {}
             Err(reason) => drop(connection.send(&FromServer::Refused { reason })),
         }
         if let Some(failure) = self.status.failure() {
