@@ -142,6 +142,10 @@ impl Control {
             match self.call_once(deadline) {
                 Ok(called) => return Ok(called),
                 Err(CallError::Failed(failure)) => return Err(failure),
+                // Of another version, say: it would answer the same again.
+                Err(CallError::Connection(ConnectionError::Protocol(what))) => {
+                    return Err(self.failure(self.coordinator, FailureKind::Protocol, what));
+                }
                 Err(CallError::Connection(error)) => {
                     if let Some(failure) = self.status.failure() {
                         return Err(failure);

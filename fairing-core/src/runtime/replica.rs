@@ -16,7 +16,7 @@ use super::model::Model;
 use super::parameter_server::ParameterServer;
 use super::status::RunStatus;
 use super::worker::Worker;
-use crate::protocol::connection::{Connection, at_most};
+use crate::protocol::connection::{Connection, ConnectionError, at_most};
 use crate::protocol::deadline::{HELLO, TICK};
 use crate::protocol::failure::{Failure, FailureKind};
 use crate::protocol::frame::Kind;
@@ -165,7 +165,16 @@ impl Door {
 
     /// Takes the hello of a new connection and serves it to its end.
     fn receive(&self, mut connection: Connection) {
-        let Ok(hello) = connection.receive::<Hello>(&at_most(HELLO)) else { return };
+        let hello = match connection.receive::<Hello>(&at_most(HELLO)) {
+            Ok(hello) => hello,
+            Err(error) => {
+                if let ConnectionError::Protocol(reason) = error {
+                    // Of another version, perhaps: its own end can then say which.
+                    let _ = connection.send(&FromCoordinator::Refused { reason });
+                }
+                return;
+            }
+        };
         if let Err(reason) = self.check(&hello) {
             // Whoever sent it may not listen either.
             let _ = connection.send(&FromCoordinator::Refused { reason });
