@@ -237,7 +237,11 @@ impl Control {
                     self.inbox().told_failure = true;
                     self.status.fail(failure);
                 }
-                Ok(FromCoordinator::Released) => self.inbox().released = true,
+                Ok(FromCoordinator::Released) => {
+                    // Before this replica may end. Without it the coordinator waits a moment in vain.
+                    let _ = self.send(Vec::new(), || ToCoordinator::Goodbye);
+                    self.inbox().released = true;
+                }
                 Ok(FromCoordinator::Refused { reason }) => {
                     self.inbox().told_failure = true;
                     self.status.fail(self.failure(self.placement.replica, FailureKind::Lost, reason));

@@ -140,6 +140,8 @@ struct Member {
     lost: Option<Lost>,
     /// It has been released or told of the failure: its connection may end.
     dismissed: bool,
+    /// It has heard that it is released.
+    departed: bool,
     progress: Option<Progress>,
     pace: Pace,
     restarts: u32,
@@ -168,6 +170,7 @@ impl Member {
             process_ended: false,
             lost: None,
             dismissed: false,
+            departed: false,
             progress: None,
             pace: Pace::default(),
             restarts: 0,
@@ -547,7 +550,9 @@ impl Coordinator {
                 self.send_roll();
             }
             ToCoordinator::Model if self.bringer == Some(replica) => self.model = files,
+            ToCoordinator::Goodbye if member.dismissed => member.departed = true,
             ToCoordinator::Finished(_)
+            | ToCoordinator::Goodbye
             | ToCoordinator::Model
             | ToCoordinator::Stop
             | ToCoordinator::Ended(_)
@@ -838,7 +843,10 @@ impl Coordinator {
         let deadline = Instant::now() + KEEP_RESULT;
         // To every caller that comes, since one that goes without a word of thanks may not have it.
         let mut given = None;
-        loop {
+        let mut thanked = None;
+        // A replica whose connection broke just now comes back to hear that it is released.
+        let is_gone = |member: &Member| member.departed || member.process_ended || member.lost.is_some();
+        while thanked.is_none() || !self.members.values().all(is_gone) {
             if let Some((number, caller)) = &mut self.caller
                 && given.replace(*number) != Some(*number)
             {
@@ -848,9 +856,9 @@ impl Coordinator {
                     self.caller = None;
                 }
             }
-            match Self::next_after_the_end(events, deadline) {
+            match Self::next_after_the_end(events, thanked.map_or(deadline, |since: Instant| since + FAREWELL)) {
                 None => return,
-                Some(event) if self.is_thanked(&event) => return,
+                Some(event) if self.is_thanked(&event) => _ = thanked.get_or_insert_with(Instant::now),
                 Some(event) => self.handle(event),
             }
         }
