@@ -13,7 +13,7 @@ use super::status::RunStatus;
 use crate::observe::events::Progress;
 use crate::observe::metrics::MetricPoint;
 use crate::protocol::connection::{Connection, ConnectionError, at_most};
-use crate::protocol::deadline::{HEARTBEAT, HELLO, JOIN, RECONNECT, REPORT, ROUND, TICK};
+use crate::protocol::deadline::{HEARTBEAT, HELLO, JOIN, LEASE, RECONNECT, REPORT, ROUND, TICK};
 use crate::protocol::failure::{Failure, FailureKind};
 use crate::protocol::frame::Kind;
 use crate::protocol::message::{
@@ -218,8 +218,8 @@ impl Control {
     }
 
     fn listen(&self, mut reader: Connection) {
-        // The coordinator speaks only when it has something to say; that it lives is seen by the open connection.
-        let patience = |_| self.status.unless_failed();
+        // The coordinator gives a sign of life every heartbeat. If it is frozen, it answers no new hello either.
+        let patience = |waited| self.status.unless_failed().and_then(|()| at_most(LEASE)(waited));
         loop {
             match reader.receive(&patience) {
                 Ok(FromCoordinator::Gathered { key, parts, stopping }) => {

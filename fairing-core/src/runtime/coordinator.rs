@@ -16,7 +16,7 @@ use serde_bytes::ByteBuf;
 use crate::observe::events::Progress;
 use crate::observe::metrics::Merger;
 use crate::protocol::connection::{Connection, ConnectionError, at_most};
-use crate::protocol::deadline::{FAREWELL, JOIN, KEEP_RESULT, LEASE, RECONNECT, ROUND, STALL, TICK};
+use crate::protocol::deadline::{FAREWELL, HEARTBEAT, JOIN, KEEP_RESULT, LEASE, RECONNECT, ROUND, STALL, TICK};
 use crate::protocol::failure::{Failure, FailureKind};
 use crate::protocol::frame::Kind;
 use crate::protocol::message::{
@@ -216,6 +216,8 @@ pub(crate) struct Coordinator {
     started: Instant,
     first_finished: Option<Instant>,
     checked: Instant,
+    /// When the replicas were last told that the coordinator lives.
+    signed: Instant,
 }
 
 struct Gather {
@@ -252,6 +254,7 @@ impl Coordinator {
             started: Instant::now(),
             first_finished: None,
             checked: Instant::now(),
+            signed: Instant::now(),
         }
     }
 
@@ -665,8 +668,20 @@ impl Coordinator {
         }
     }
 
+    /// Says to all replicas that the coordinator lives: a frozen one keeps its connections open.
+    fn give_sign_of_life(&mut self) {
+        if self.signed.elapsed() > HEARTBEAT {
+            self.signed = Instant::now();
+            for member in self.members.values_mut() {
+                let number = member.last_message;
+                let _ = member.tell(&FromCoordinator::Heard { number });
+            }
+        }
+    }
+
     /// Finds leases that have run out and waits that take too long, and says who is missing.
     fn check_waits(&mut self) {
+        self.give_sign_of_life();
         let missing: Vec<Replica> =
             self.topology.replicas().filter(|replica| !self.members.contains_key(replica)).collect();
         if let Some(first) = missing.first()
