@@ -572,9 +572,13 @@ impl Session {
         read: impl FnOnce(&mut [f32]) -> Result<(), Ended>,
     ) -> Result<(), Ended> {
         if shard.mode.is_sync() {
-            drop(self.wait(shard, round, |progress| chunk - progress.reduced < CHUNKS_AHEAD)?);
+            // In a session that was replaced meanwhile, the chunk may lie behind what is reduced.
+            drop(self.wait(shard, round, |progress| chunk < progress.reduced + CHUNKS_AHEAD)?);
         }
         let mut slot = shard.slot(self.rank.index(), chunk).lock().expect("no holder panics");
+        // The buffer may hold a later chunk of the session that replaced this one. If none has done so yet, it needs this
+        // buffer first.
+        self.check()?;
         let gradient = &mut slot[..shard.chunk(chunk).len()];
         read(gradient)?;
         let mut progress = shard.lock();
