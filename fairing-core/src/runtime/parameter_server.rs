@@ -608,9 +608,9 @@ impl Session {
         shard.apply(chunk, &weights);
         if last && let Some(norms) = &shard.norms {
             let own = norms.squares();
-            let all = match self.server.share_squares.get() {
-                Some(share) if self.server.placement.topology.server_count() > 1 => share(round, own)?,
-                _ => own,
+            let all = match self.server.placement.topology.server_count() {
+                1 => own,
+                _ => self.share_squares()?(round, own)?,
             };
             if all.len() != norms.whole.len() {
                 let message = format!("{} sums of squares instead of {}", all.len(), norms.whole.len());
@@ -628,6 +628,17 @@ impl Session {
         drop(progress);
         shard.changed.notify_all();
         Ok(())
+    }
+
+    /// How sums of squares are added up; set by another thread of this process, which may be behind the first push.
+    fn share_squares(&self) -> Result<&ShareSquares, Ended> {
+        loop {
+            if let Some(share) = self.server.share_squares.get() {
+                return Ok(share);
+            }
+            self.check()?;
+            std::thread::sleep(TICK / 100);
+        }
     }
 
     /// Waits until the push counts: in sync mode for the others, with bounded staleness for the slow ones.
