@@ -1,5 +1,7 @@
 //! The runtime's laws with a model that needs no framework, over every transport.
 
+mod faults;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
