@@ -17,7 +17,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module of the crate's root may name of the others: a module, or one item of it.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("build", &[]),
     ("exit", &[]),
     ("config", &["topology"]),
@@ -26,7 +26,7 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ("observe", &["config::Env", "topology"]),
     ("protocol", &["observe", "topology"]),
     ("launch", &["config::Env", "config::ProcessEnv", "lifeline", "observe", "topology"]),
-    ("runtime", &["observe", "protocol", "topology"]),
+    ("runtime", &["config::Env", "config::ProcessEnv", "observe", "protocol", "topology"]),
     (
         "run",
         &[
@@ -44,6 +44,7 @@ const ARROWS: [(&str, &[&str]); 12] = [
         ],
     ),
     ("training", &["__private", "config", "run", "runtime", "topology"]),
+    ("fuzzing", &["protocol", "runtime"]),
     ("__private", &["config", "exit", "run", "training"]),
 ];
 

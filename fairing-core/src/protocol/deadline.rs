@@ -26,11 +26,14 @@ pub(crate) const HELLO: Duration = LEASE;
 /// How long a transfer may stand still before the other end counts as lost.
 pub(crate) const STALL: Duration = LEASE.checked_mul(2).expect("twenty seconds");
 
+/// How many leases a wait for others' work takes at most; few where tests wait for the end of it.
+const PATIENCE: u32 = if cfg!(test) { 5 } else { 60 };
+
 /// How long replicas wait for each other before training: a slow data set or an image pull on a cold node.
-pub(crate) const JOIN: Duration = LEASE.checked_mul(60).expect("ten minutes");
+pub(crate) const JOIN: Duration = LEASE.checked_mul(PATIENCE).expect("ten minutes");
 
 /// How long a round, a collective or the end of training waits for the slowest worker.
-pub(crate) const ROUND: Duration = LEASE.checked_mul(60).expect("ten minutes");
+pub(crate) const ROUND: Duration = LEASE.checked_mul(PATIENCE).expect("ten minutes");
 
 /// How long a replica of a failed run may take to end by itself.
 pub(crate) const FAREWELL: Duration = LEASE.checked_div(2).expect("two is not zero");

@@ -115,6 +115,8 @@ pub(crate) enum ToCoordinator {
     Finished(Finished),
     /// The model follows as a model frame and a tensors frame, the latter empty if there is no such file.
     Model,
+    /// The answer to [`FromCoordinator::Released`], so that whoever missed it can come back for it.
+    Goodbye,
     /// Caller: finish the round, evaluate, save.
     Stop,
     /// Caller: a replica's process has ended.

@@ -6,6 +6,10 @@
 pub(crate) mod connection;
 pub(crate) mod deadline;
 pub(crate) mod failure;
+#[cfg(test)]
+pub(crate) mod faulty;
 pub(crate) mod frame;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 pub(crate) mod message;
 pub(crate) mod transport;

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use super::deadline::TICK;
@@ -123,8 +123,11 @@ impl Stream for UnixStream {
 /// Streams between threads of this process.
 #[derive(Clone, Default)]
 pub(crate) struct Memory {
-    listeners: Arc<Mutex<HashMap<String, SyncSender<MemoryStream>>>>,
+    listeners: Arc<Mutex<HashMap<String, MemoryAddress>>>,
 }
+
+/// Who listens: the way to it, and whether it still lives.
+type MemoryAddress = (SyncSender<MemoryStream>, Weak<()>);
 
 /// Connections that wait to be accepted; a refused connection is tried again.
 const BACKLOG: usize = 64;
@@ -136,14 +139,19 @@ impl Transport for Memory {
     fn listen(&self, address: &Address) -> io::Result<Box<dyn Listener>> {
         let Address::Memory(name) = address else { return Err(wrong_address(address)) };
         let (sender, receiver) = sync_channel(BACKLOG);
-        self.listeners.lock().expect("no holder panics").insert(name.clone(), sender);
-        Ok(Box::new(MemoryListener(receiver)))
+        let mut listeners = self.listeners.lock().expect("no holder panics");
+        if listeners.get(name).is_some_and(|(_, alive)| alive.strong_count() > 0) {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        let alive = Arc::new(());
+        listeners.insert(name.clone(), (sender, Arc::downgrade(&alive)));
+        Ok(Box::new(MemoryListener { receiver, _alive: alive }))
     }
 
     fn connect(&self, address: &Address) -> io::Result<Box<dyn Stream>> {
         let Address::Memory(name) = address else { return Err(wrong_address(address)) };
         let listeners = self.listeners.lock().expect("no holder panics");
-        let listener = listeners.get(name).ok_or(io::ErrorKind::NotFound)?;
+        let (listener, _) = listeners.get(name).ok_or(io::ErrorKind::NotFound)?;
         let (near, far) = memory_pair();
         listener.try_send(far).map_err(|error| match error {
             TrySendError::Full(_) => io::Error::from(io::ErrorKind::ConnectionRefused),
@@ -154,11 +162,14 @@ impl Transport for Memory {
     }
 }
 
-struct MemoryListener(Receiver<MemoryStream>);
+struct MemoryListener {
+    receiver: Receiver<MemoryStream>,
+    _alive: Arc<()>,
+}
 
 impl Listener for MemoryListener {
     fn accept(&self, timeout: Duration) -> io::Result<Option<Box<dyn Stream>>> {
-        match self.0.recv_timeout(timeout) {
+        match self.receiver.recv_timeout(timeout) {
             Ok(stream) => Ok(Some(Box::new(stream))),
             Err(RecvTimeoutError::Timeout) => Ok(None),
             Err(RecvTimeoutError::Disconnected) => Err(io::ErrorKind::BrokenPipe.into()),

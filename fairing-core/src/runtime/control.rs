@@ -13,7 +13,7 @@ use super::status::RunStatus;
 use crate::observe::events::Progress;
 use crate::observe::metrics::MetricPoint;
 use crate::protocol::connection::{Connection, ConnectionError, at_most};
-use crate::protocol::deadline::{HEARTBEAT, HELLO, JOIN, RECONNECT, REPORT, ROUND, TICK};
+use crate::protocol::deadline::{HEARTBEAT, HELLO, JOIN, LEASE, RECONNECT, REPORT, ROUND, TICK};
 use crate::protocol::failure::{Failure, FailureKind};
 use crate::protocol::frame::Kind;
 use crate::protocol::message::{
@@ -70,6 +70,8 @@ struct Inbox {
     gathered: BTreeMap<CollectiveKey, Gathered>,
     bring: bool,
     released: bool,
+    /// The coordinator has said itself that the run has failed, or that this replica is no part of it.
+    told_failure: bool,
 }
 
 /// Opens a connection to a server and says hello on it; tries until `deadline`, as long as `waiting` agrees.
@@ -140,6 +142,10 @@ impl Control {
             match self.call_once(deadline) {
                 Ok(called) => return Ok(called),
                 Err(CallError::Failed(failure)) => return Err(failure),
+                // Of another version, say: it would answer the same again.
+                Err(CallError::Connection(ConnectionError::Protocol(what))) => {
+                    return Err(self.failure(self.coordinator, FailureKind::Protocol, what));
+                }
                 Err(CallError::Connection(error)) => {
                     if let Some(failure) = self.status.failure() {
                         return Err(failure);
@@ -214,8 +220,8 @@ impl Control {
     }
 
     fn listen(&self, mut reader: Connection) {
-        // The coordinator speaks only when it has something to say; that it lives is seen by the open connection.
-        let patience = |_| self.status.unless_failed();
+        // The coordinator gives a sign of life every heartbeat. If it is frozen, it answers no new hello either.
+        let patience = |waited| self.status.unless_failed().and_then(|()| at_most(LEASE)(waited));
         loop {
             match reader.receive(&patience) {
                 Ok(FromCoordinator::Gathered { key, parts, stopping }) => {
@@ -229,9 +235,17 @@ impl Control {
                 }
                 Ok(FromCoordinator::Roll(roll)) => self.status.set_roll(roll),
                 Ok(FromCoordinator::Bring) => self.inbox().bring = true,
-                Ok(FromCoordinator::RunFailed(failure)) => _ = self.status.fail(failure),
-                Ok(FromCoordinator::Released) => self.inbox().released = true,
+                Ok(FromCoordinator::RunFailed(failure)) => {
+                    self.inbox().told_failure = true;
+                    self.status.fail(failure);
+                }
+                Ok(FromCoordinator::Released) => {
+                    // Before this replica may end. Without it the coordinator waits a moment in vain.
+                    let _ = self.send(Vec::new(), || ToCoordinator::Goodbye);
+                    self.inbox().released = true;
+                }
                 Ok(FromCoordinator::Refused { reason }) => {
+                    self.inbox().told_failure = true;
                     self.status.fail(self.failure(self.placement.replica, FailureKind::Lost, reason));
                 }
                 Ok(other) => self.lost_coordinator(FailureKind::Protocol, format!("an unexpected {other:?}")),
@@ -366,6 +380,13 @@ impl Control {
     pub(crate) fn say(&self, message: ToCoordinator) -> Result<(), Failure> {
         self.flush()?;
         self.send(Vec::new(), || message)
+    }
+
+    /// Says what failed, unless the coordinator has said so itself. If it is gone, its own end is what the launcher sees.
+    pub(crate) fn report_failure(&self, failure: &Failure) {
+        if !self.inbox().told_failure {
+            let _ = self.say(ToCoordinator::Failed(failure.clone()));
+        }
     }
 
     /// Sends `message` and then payloads of their own.

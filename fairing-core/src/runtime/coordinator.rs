@@ -16,7 +16,7 @@ use serde_bytes::ByteBuf;
 use crate::observe::events::Progress;
 use crate::observe::metrics::Merger;
 use crate::protocol::connection::{Connection, ConnectionError, at_most};
-use crate::protocol::deadline::{FAREWELL, JOIN, KEEP_RESULT, LEASE, RECONNECT, ROUND, STALL, TICK};
+use crate::protocol::deadline::{FAREWELL, HEARTBEAT, JOIN, KEEP_RESULT, LEASE, RECONNECT, ROUND, STALL, TICK};
 use crate::protocol::failure::{Failure, FailureKind};
 use crate::protocol::frame::Kind;
 use crate::protocol::message::{
@@ -137,6 +137,8 @@ struct Member {
     lost: Option<Lost>,
     /// It has been released or told of the failure: its connection may end.
     dismissed: bool,
+    /// It has heard that it is released.
+    departed: bool,
     progress: Option<Progress>,
     pace: Pace,
     /// That of the process that it was before.
@@ -167,6 +169,7 @@ impl Member {
             process_ended: false,
             lost: None,
             dismissed: false,
+            departed: false,
             progress: None,
             pace: Pace::default(),
             pace_before: Pace::default(),
@@ -213,6 +216,8 @@ pub(crate) struct Coordinator {
     started: Instant,
     first_finished: Option<Instant>,
     checked: Instant,
+    /// When the replicas were last told that the coordinator lives.
+    signed: Instant,
 }
 
 struct Gather {
@@ -249,6 +254,7 @@ impl Coordinator {
             started: Instant::now(),
             first_finished: None,
             checked: Instant::now(),
+            signed: Instant::now(),
         }
     }
 
@@ -554,7 +560,9 @@ impl Coordinator {
                 self.send_roll();
             }
             ToCoordinator::Model if self.bringer == Some(replica) => self.model = files,
+            ToCoordinator::Goodbye if member.dismissed => member.departed = true,
             ToCoordinator::Finished(_)
+            | ToCoordinator::Goodbye
             | ToCoordinator::Model
             | ToCoordinator::Stop
             | ToCoordinator::Ended(_)
@@ -667,8 +675,20 @@ impl Coordinator {
         }
     }
 
+    /// Says to all replicas that the coordinator lives: a frozen one keeps its connections open.
+    fn give_sign_of_life(&mut self) {
+        if self.signed.elapsed() > HEARTBEAT {
+            self.signed = Instant::now();
+            for member in self.members.values_mut() {
+                let number = member.last_message;
+                let _ = member.tell(&FromCoordinator::Heard { number });
+            }
+        }
+    }
+
     /// Finds leases that have run out and waits that take too long, and says who is missing.
     fn check_waits(&mut self) {
+        self.give_sign_of_life();
         let missing: Vec<Replica> =
             self.topology.replicas().filter(|replica| !self.members.contains_key(replica)).collect();
         if let Some(first) = missing.first()
@@ -845,7 +865,10 @@ impl Coordinator {
         let deadline = Instant::now() + KEEP_RESULT;
         // To every caller that comes, since one that goes without a word of thanks may not have it.
         let mut given = None;
-        loop {
+        let mut thanked = None;
+        // A replica whose connection broke just now comes back to hear that it is released.
+        let is_gone = |member: &Member| member.departed || member.process_ended || member.lost.is_some();
+        while thanked.is_none() || !self.members.values().all(is_gone) {
             if let Some((number, caller)) = &mut self.caller
                 && given.replace(*number) != Some(*number)
             {
@@ -855,9 +878,9 @@ impl Coordinator {
                     self.caller = None;
                 }
             }
-            match Self::next_after_the_end(events, deadline) {
+            match Self::next_after_the_end(events, thanked.map_or(deadline, |since: Instant| since + FAREWELL)) {
                 None => return,
-                Some(event) if self.is_thanked(&event) => return,
+                Some(event) if self.is_thanked(&event) => _ = thanked.get_or_insert_with(Instant::now),
                 Some(event) => self.handle(event),
             }
         }

@@ -16,7 +16,7 @@ use super::model::Model;
 use super::parameter_server::ParameterServer;
 use super::status::RunStatus;
 use super::worker::Worker;
-use crate::protocol::connection::{Connection, at_most};
+use crate::protocol::connection::{Connection, ConnectionError, at_most};
 use crate::protocol::deadline::{HELLO, TICK};
 use crate::protocol::failure::{Failure, FailureKind};
 use crate::protocol::frame::Kind;
@@ -113,7 +113,8 @@ pub(crate) fn serve(context: &Context) -> Result<(), Failure> {
     let host = Host::open(context, placement.replica.rank.index())?;
     let served = Control::connect(placement, transport, status).and_then(|(control, _)| {
         host.attach(&control);
-        control.serve_until_released()
+        // Without this word the others would only see it go.
+        control.serve_until_released().inspect_err(|failure| control.report_failure(failure))
     });
     if let Err(failure) = &served {
         // The coordinator must end too, if it is here.
@@ -164,7 +165,16 @@ impl Door {
 
     /// Takes the hello of a new connection and serves it to its end.
     fn receive(&self, mut connection: Connection) {
-        let Ok(hello) = connection.receive::<Hello>(&at_most(HELLO)) else { return };
+        let hello = match connection.receive::<Hello>(&at_most(HELLO)) {
+            Ok(hello) => hello,
+            Err(error) => {
+                if let ConnectionError::Protocol(reason) = error {
+                    // Of another version, perhaps: its own end can then say which.
+                    let _ = connection.send(&FromCoordinator::Refused { reason });
+                }
+                return;
+            }
+        };
         if let Err(reason) = self.check(&hello) {
             // Whoever sent it may not listen either.
             let _ = connection.send(&FromCoordinator::Refused { reason });
@@ -234,12 +244,7 @@ pub(crate) fn work<M: Model>(
             // Of the model it runs code of the user's too.
             finish(&worker, &control, replica, model)
         });
-        trained.inspect_err(|failure| {
-            if status.failure().is_none_or(|known| known.replica == replica) {
-                // If the coordinator is gone, its own end is what the launcher sees.
-                let _ = control.say(ToCoordinator::Failed(failure.clone()));
-            }
-        })
+        trained.inspect_err(|failure| control.report_failure(failure))
     });
     if let Err(failure) = &worked {
         status.fail(failure.clone());

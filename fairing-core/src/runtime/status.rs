@@ -15,6 +15,9 @@ pub(crate) struct RunStatus {
     /// The workers by rank, as the coordinator told last; empty before.
     roll: Mutex<Vec<Seat>>,
     wake: Mutex<Vec<Box<dyn Fn() + Send + Sync>>>,
+    /// A planted bug: a server of this replica forgets which chunks it has of a push that comes again, and takes them twice.
+    #[cfg(test)]
+    pub(crate) forgets: AtomicBool,
 }
 
 impl RunStatus {

@@ -569,7 +569,9 @@ impl Worker {
             // A rank that is lost measures nothing, and the mean is that of the others' examples.
             let measured = split(chunks, rank, self.workers());
             if part.is_some() {
-                examples += data.len().min(measured.end * EVALUATION_BATCH) - measured.start * EVALUATION_BATCH;
+                // With more workers than chunks, those without one begin behind the end.
+                let place = |chunk: usize| data.len().min(chunk * EVALUATION_BATCH);
+                examples += place(measured.end) - place(measured.start);
             }
         }
         Ok(total / examples as f64)
