@@ -30,7 +30,7 @@ pub(crate) enum Event {
     /// A replica or the caller said hello; the connection is for answering.
     Connected { source: Source, incarnation: Incarnation, connection: Connection, heard: Heard },
     /// It said something; a model comes with the bytes of its files.
-    Said { source: Source, message: Numbered, files: Option<ModelFiles> },
+    Said { source: Source, message: Box<Numbered>, files: Option<ModelFiles> },
     /// Its connection ended.
     Gone { source: Source, why: ConnectionError },
 }
@@ -112,7 +112,7 @@ pub(crate) fn forward(source: Source, mut connection: Connection, heard: &Heard,
             }
             _ => None,
         };
-        if events.send(Event::Said { source, message, files }).is_err() {
+        if events.send(Event::Said { source, message: Box::new(message), files }).is_err() {
             return;
         }
     };
@@ -312,7 +312,7 @@ impl Coordinator {
                 _ => {}
             },
             Event::Said { source: Source { speaker: Speaker::Replica(replica), .. }, message, files } => {
-                self.listen(replica, message, files);
+                self.listen(replica, *message, files);
             }
             Event::Gone { source: Source { speaker: Speaker::Caller, .. }, .. } => self.caller = None,
             Event::Gone { source: Source { speaker: Speaker::Replica(replica), .. }, why } => {
@@ -920,8 +920,8 @@ impl Coordinator {
 
     /// Whether the caller says that it has what it came for.
     fn is_thanked(&self, event: &Event) -> bool {
-        matches!(event, Event::Said { source, message: Numbered { message: ToCoordinator::Acknowledged, .. }, .. }
-            if source.speaker == Speaker::Caller && self.knows(*source))
+        matches!(event, Event::Said { source, message, .. }
+            if message.message == ToCoordinator::Acknowledged && source.speaker == Speaker::Caller && self.knows(*source))
     }
 
     fn next_after_the_end(events: &Receiver<Event>, deadline: Instant) -> Option<Event> {

@@ -85,6 +85,9 @@ pub(crate) struct Joined {
     pub(crate) positions: Vec<Position>,
 }
 
+/// Who holds a rank here, and the connection if it is not this very process.
+type Holder = (Incarnation, Option<Connection>);
+
 /// Adds up sums of squares over all servers: given this server's, returns everyone's, in the order of their shares.
 pub(crate) type ShareSquares = Box<dyn Fn(u64, Vec<f64>) -> Result<Vec<f64>, Failure> + Send + Sync>;
 
@@ -102,7 +105,7 @@ pub(crate) struct ParameterServer {
     /// Per rank, the number of the session that counts; sessions with another number have been replaced.
     sessions: Vec<AtomicU64>,
     /// Per rank, the connection of that session, so that it can be ended, and whose it is.
-    connections: Mutex<Vec<Option<(Incarnation, Option<Connection>)>>>,
+    connections: Mutex<Vec<Option<Holder>>>,
     share_squares: OnceLock<ShareSquares>,
 }
 
@@ -167,7 +170,7 @@ impl ParameterServer {
         self.joining.lock().expect("no holder panics")
     }
 
-    fn connections(&self) -> MutexGuard<'_, Vec<Option<(Incarnation, Option<Connection>)>>> {
+    fn connections(&self) -> MutexGuard<'_, Vec<Option<Holder>>> {
         self.connections.lock().expect("no holder panics")
     }
 

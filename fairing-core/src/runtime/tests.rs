@@ -368,7 +368,7 @@ fn clipping_by_norm_does_not_depend_on_servers_or_mode() {
     let optimizers: [Optimizer; 2] =
         [Adam::new().clip_global_norm(0.5).into(), Sgd::new().clip_norm_per_tensor(0.5).into()];
     for optimizer in optimizers {
-        let train = train_without_state(optimizer.clone());
+        let train = train_without_state(optimizer);
         let one = in_memory(Topology::new(3, 1), &train).model();
         let unclipped = in_memory(Topology::new(3, 1), &train_without_state(Adam::new())).model();
         assert!(one.trained != unclipped.trained);
