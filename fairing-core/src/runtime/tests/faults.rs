@@ -958,8 +958,8 @@ fn judge(case: &Case, observed: &Observed, baseline: &Baseline) -> Result<Verdic
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { kind, shape, faults, stranger, expected, .. } = self;
-        write!(f, "{kind:?} in {shape:?}\n  faults {faults:?}\n")?;
-        write!(f, "  dies {:?}, odd {:?}, launcher sees {}\n", self.dies, self.odd, self.launcher_sees)?;
+        writeln!(f, "{kind:?} in {shape:?}\n  faults {faults:?}")?;
+        writeln!(f, "  dies {:?}, odd {:?}, launcher sees {}", self.dies, self.odd, self.launcher_sees)?;
         write!(f, "  stranger {stranger:?}\n  expected {expected:?}")
     }
 }
