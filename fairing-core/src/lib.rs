@@ -77,6 +77,9 @@ extern crate self as fairing_core;
 mod build;
 pub mod config;
 pub mod exit;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod launch;
 pub mod lifeline;
 pub mod observe;

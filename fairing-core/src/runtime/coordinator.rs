@@ -289,7 +289,7 @@ impl Coordinator {
         }
     }
 
-    fn handle(&mut self, event: Event) {
+    pub(crate) fn handle(&mut self, event: Event) {
         match event {
             Event::Connected {
                 source: Source { speaker: Speaker::Caller, connection: number }, connection, ..
@@ -687,7 +687,7 @@ impl Coordinator {
     }
 
     /// Finds leases that have run out and waits that take too long, and says who is missing.
-    fn check_waits(&mut self) {
+    pub(crate) fn check_waits(&mut self) {
         self.give_sign_of_life();
         let missing: Vec<Replica> =
             self.topology.replicas().filter(|replica| !self.members.contains_key(replica)).collect();

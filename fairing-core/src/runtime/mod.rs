@@ -7,6 +7,8 @@ pub(crate) mod control;
 pub(crate) mod coordinator;
 pub mod data;
 mod exchange;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 pub mod layout;
 mod model;
 pub mod optimizer;

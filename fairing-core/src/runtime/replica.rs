@@ -56,14 +56,7 @@ impl Host {
         })?;
         let server = ParameterServer::new(index, placement, *start, status.clone());
         let (events, received) = queue();
-        let door = Arc::new(Door {
-            placement: placement.clone(),
-            server: server.clone(),
-            coordinator: (index == 0).then_some(events),
-            open: AtomicUsize::new(0),
-            accepted: AtomicU64::new(0),
-            closed: AtomicBool::new(false),
-        });
+        let door = Arc::new(Door::new(placement, server.clone(), (index == 0).then_some(events)));
         {
             let door = door.clone();
             // Not joined: it looks at the door once a tick, and the end of a run should not wait for that.
@@ -124,7 +117,7 @@ pub(crate) fn serve(context: &Context) -> Result<(), Failure> {
 }
 
 /// Where connections to a server come in.
-struct Door {
+pub(crate) struct Door {
     placement: Placement,
     server: Arc<ParameterServer>,
     coordinator: Option<SyncSender<Event>>,
@@ -135,6 +128,21 @@ struct Door {
 }
 
 impl Door {
+    pub(crate) fn new(
+        placement: &Placement,
+        server: Arc<ParameterServer>,
+        coordinator: Option<SyncSender<Event>>,
+    ) -> Self {
+        Self {
+            placement: placement.clone(),
+            server,
+            coordinator,
+            open: AtomicUsize::new(0),
+            accepted: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+        }
+    }
+
     fn accept(self: &Arc<Self>, listener: &dyn Listener) {
         // Two connections per worker, one per server and the caller, as many that are about to end because they broke, and
         // room for a few that will be refused.
@@ -164,7 +172,7 @@ impl Door {
     }
 
     /// Takes the hello of a new connection and serves it to its end.
-    fn receive(&self, mut connection: Connection) {
+    pub(crate) fn receive(&self, mut connection: Connection) {
         let hello = match connection.receive::<Hello>(&at_most(HELLO)) {
             Ok(hello) => hello,
             Err(error) => {

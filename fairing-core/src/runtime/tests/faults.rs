@@ -958,7 +958,7 @@ fn judge(case: &Case, observed: &Observed, baseline: &Baseline) -> Result<Verdic
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { kind, shape, faults, stranger, expected, .. } = self;
-        write!(f, "{kind:?} in {shape:?}\n  faults {faults:?}\n")?;
+        writeln!(f, "{kind:?} in {shape:?}\n  faults {faults:?}")?;
         writeln!(f, "  dies {:?}, odd {:?}, launcher sees {}", self.dies, self.odd, self.launcher_sees)?;
         write!(f, "  stranger {stranger:?}\n  expected {expected:?}")
     }
