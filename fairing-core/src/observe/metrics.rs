@@ -40,7 +40,8 @@ pub struct MetricPoint {
 /// count, unless all of it has: then the plain mean is taken.
 ///
 /// Rounds are yielded in ascending order, as soon as all ranks have finished them; within a round names follow the
-/// order in which the lowest rank gave them. What is kept is one sum per rank and name of each open round.
+/// order in which the lowest rank gave them. What is kept is one sum per rank and name of each open round, of a few thousand
+/// rounds at most: older ones are yielded without the ranks that are so far behind.
 ///
 /// ```
 /// use fairing_core::observe::metrics::{MetricPoint, Merger};
@@ -61,6 +62,9 @@ pub struct Merger {
     /// Number of rounds that each rank has finished.
     finished: Vec<u64>,
 }
+
+/// Rounds that wait for their last rank; beyond them the oldest are yielded without it.
+const MOST_OPEN_ROUNDS: usize = 4096;
 
 /// What one rank gave for one name in one round.
 #[derive(Debug)]
@@ -125,7 +129,12 @@ impl Merger {
     }
 
     fn complete(&mut self) -> Vec<Metric> {
-        let bound = self.finished.iter().copied().min().unwrap_or(0);
+        let mut bound = self.finished.iter().copied().min().unwrap_or(0);
+        if self.rounds.len() > MOST_OPEN_ROUNDS {
+            // Without rounds that all make together, one rank can be far behind; it must not cost the memory.
+            let beyond = self.rounds.len() - MOST_OPEN_ROUNDS;
+            bound = bound.max(self.rounds.keys().nth(beyond).copied().unwrap_or(0));
+        }
         let open = self.rounds.split_off(&bound);
         let complete = std::mem::replace(&mut self.rounds, open);
         complete.into_iter().flat_map(|(round, ranks)| merge(round, ranks)).collect()

@@ -63,13 +63,23 @@ impl Connection {
 
     /// Sends a control message.
     pub(crate) fn send<M: Serialize>(&mut self, message: &M) -> Result<(), ConnectionError> {
+        self.send_patiently(message, &at_most(STALL))
+    }
+
+    /// As [`Connection::send`], asking `patience` while the peer takes nothing. After a failure the connection is of no use:
+    /// the message may have left in part.
+    pub(crate) fn send_patiently<M: Serialize>(
+        &mut self,
+        message: &M,
+        patience: Patience<'_>,
+    ) -> Result<(), ConnectionError> {
         let mut bytes = vec![0; HEADER_BYTES];
         ciborium::into_writer(message, &mut bytes).map_err(|error| ConnectionError::Protocol(error.to_string()))?;
         let header = Header::of(Kind::Message, bytes.len() - HEADER_BYTES).encode();
         // Checked here as well: a message over the limit is this side's fault, and the other side could only hang up.
         Header::decode(header)?;
         bytes[..HEADER_BYTES].copy_from_slice(&header);
-        self.write_all(&bytes, &at_most(STALL))
+        self.write_all(&bytes, patience)
     }
 
     /// Sends a frame whose payload is at hand.
@@ -95,22 +105,32 @@ impl Connection {
         if header.kind != Kind::Message {
             return Err(ConnectionError::Protocol(format!("a {:?} frame where a message belongs", header.kind)));
         }
-        let bytes = self.read_payload(header)?;
+        let bytes = self.read_payload(header, &|| {})?;
         ciborium::from_reader(bytes.as_slice())
             .map_err(|error| ConnectionError::Protocol(format!("an unreadable message ({error})")))
     }
 
     /// Waits for a frame of `kind` and reads its payload.
     pub(crate) fn receive_frame(&mut self, kind: Kind, patience: Patience<'_>) -> Result<Vec<u8>, ConnectionError> {
+        self.receive_large(kind, patience, &|| {})
+    }
+
+    /// As [`Connection::receive_frame`]; `advanced` is called when another part of the payload has arrived.
+    pub(crate) fn receive_large(
+        &mut self,
+        kind: Kind,
+        patience: Patience<'_>,
+        advanced: &dyn Fn(),
+    ) -> Result<Vec<u8>, ConnectionError> {
         let header = self.read_header(patience)?;
         if header.kind != kind {
             return Err(ConnectionError::Protocol(format!("a {:?} frame where {kind:?} belongs", header.kind)));
         }
-        self.read_payload(header)
+        self.read_payload(header, advanced)
     }
 
     /// Reads a payload whose length only the peer knows: memory grows with what has arrived, not with what was claimed.
-    fn read_payload(&mut self, header: Header) -> Result<Vec<u8>, ConnectionError> {
+    fn read_payload(&mut self, header: Header, advanced: &dyn Fn()) -> Result<Vec<u8>, ConnectionError> {
         let length = usize::try_from(header.length_bytes)
             .map_err(|_| ConnectionError::Protocol("a frame that is larger than the memory".into()))?;
         let mut bytes = Vec::new();
@@ -118,7 +138,10 @@ impl Connection {
             let start = bytes.len();
             let part = (length - start).min(FIRST_ALLOCATION.max(start));
             bytes.resize(start + part, 0);
-            self.read_exact(&mut bytes[start..], &at_most(STALL))?;
+            for part in bytes[start..].chunks_mut(FIRST_ALLOCATION) {
+                self.read_exact(part, &at_most(STALL))?;
+                advanced();
+            }
         }
         Ok(bytes)
     }

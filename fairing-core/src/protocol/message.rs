@@ -109,6 +109,8 @@ pub(crate) enum ToCoordinator {
         #[serde(with = "serde_bytes")]
         part: Vec<u8>,
     },
+    /// A worker has joined the model, and begins with this round.
+    Began { round: u64 },
     /// Something ended this replica's part.
     Failed(Failure),
     /// `train` returned a model.
@@ -183,8 +185,9 @@ pub(crate) struct Finished {
 /// What the coordinator says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) enum FromCoordinator {
-    /// The answer to a hello: where the run stands, and the number of the last message that was heard of this life.
-    Welcome { position: Position, heard: u64 },
+    /// The answer to a hello: where the run stands, the number of the last message that was heard of this life, and the
+    /// state that was averaged last, for a worker that was started again.
+    Welcome { position: Position, heard: u64, state: Option<Vec<Option<ByteBuf>>> },
     /// The answer to a hello that cannot be accepted.
     Refused { reason: String },
     /// All messages up to this number have been heard.

@@ -363,6 +363,8 @@ impl Watcher {
         self.order_of_exit.retain(|other| *other != replica);
         self.ended_here.remove(&replica);
         self.joined.remove(&replica);
+        // What its end seemed to mean before the coordinator spoke.
+        (self.deadline, self.verdict) = (None, None);
         self.restarted.insert(replica);
         match self.launched.restart(&self.plan, replica, self.replica_events.clone()) {
             Ok(()) => self.show(&Event::Warning(format!("{replica} is started again"))),

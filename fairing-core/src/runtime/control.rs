@@ -67,6 +67,10 @@ struct Outgo {
 
 #[derive(Default)]
 struct Inbox {
+    /// The state that was averaged before this worker was started again.
+    state: Option<Vec<Option<ByteBuf>>>,
+    /// Collectives that this replica waits for, and their outcomes.
+    wanted: Vec<CollectiveKey>,
     gathered: BTreeMap<CollectiveKey, Gathered>,
     bring: bool,
     released: bool,
@@ -172,7 +176,10 @@ impl Control {
         let waiting = || self.status.unless_failed().map_err(std::io::Error::other);
         let mut reader = open(self.transport.as_ref(), &self.placement.servers[0], &hello, deadline, &waiting)?;
         let (position, heard) = match reader.receive(&at_most(HELLO))? {
-            FromCoordinator::Welcome { position, heard } => (position, heard),
+            FromCoordinator::Welcome { position, heard, state } => {
+                self.inbox().state = state.or(self.inbox().state.take());
+                (position, heard)
+            }
             FromCoordinator::Refused { reason } => {
                 let failure = self.failure(self.placement.replica, FailureKind::Lost, reason);
                 return Err(CallError::Failed(failure));
@@ -226,9 +233,10 @@ impl Control {
             match reader.receive(&patience) {
                 Ok(FromCoordinator::Gathered { key, parts, stopping }) => {
                     let mut inbox = self.inbox();
-                    // Of a state only the last is of use, to a worker that was started again.
-                    inbox.gathered.retain(|old, _| old.group != Group::State || key.group != Group::State);
-                    inbox.gathered.insert(key, Gathered { parts, stopping });
+                    // What comes again after a break may have been taken already.
+                    if inbox.wanted.contains(&key) {
+                        inbox.gathered.insert(key, Gathered { parts, stopping });
+                    }
                 }
                 Ok(FromCoordinator::Heard { number }) => {
                     self.outgoing().unheard.retain(|outgo| outgo.numbered.number > number);
@@ -398,6 +406,7 @@ impl Control {
     /// One collective: every part, in rank order.
     pub(crate) fn gather(&self, key: CollectiveKey, part: Vec<u8>) -> Result<Gathered, Failure> {
         let message = ToCoordinator::Gather { key, part };
+        self.inbox().wanted.push(key);
         let said = if key.group == Group::Servers { self.send(Vec::new(), || message) } else { self.say(message) };
         said.map_err(|failure| match failure.kind {
             FailureKind::Configuration => {
@@ -406,14 +415,14 @@ impl Control {
             }
             _ => failure,
         })?;
-        self.wait(|inbox| inbox.gathered.remove(&key), "a collective")
+        let gathered = self.wait(|inbox| inbox.gathered.remove(&key), "a collective");
+        self.inbox().wanted.retain(|other| *other != key);
+        gathered
     }
 
     /// The state that was averaged last, for a worker that was started again.
-    pub(crate) fn last_state(&self) -> Option<Gathered> {
-        let mut inbox = self.inbox();
-        let key = *inbox.gathered.keys().find(|key| key.group == Group::State)?;
-        inbox.gathered.remove(&key)
+    pub(crate) fn last_state(&self) -> Option<Vec<Option<ByteBuf>>> {
+        self.inbox().state.take()
     }
 
     /// Waits until the coordinator wants this worker's model, or says that the run is complete. Returns whether it is wanted.

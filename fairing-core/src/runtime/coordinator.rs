@@ -81,6 +81,13 @@ const REMEMBERED_GATHERS: usize = 64;
 /// Every how many messages of a replica it is told that they have been heard; fewer than a replica keeps.
 const CONFIRM_EVERY: u64 = 8;
 
+/// How long the coordinator waits for a peer that takes nothing of what it is told, before it hangs up. All others wait
+/// meanwhile, and count as silent or give the coordinator up after a lease.
+const SPEECH: Duration = HEARTBEAT;
+
+/// Bytes of answers that are remembered for workers that ask again.
+const REMEMBERED_BYTES: usize = 64 << 20;
+
 /// Why a replica is lost whose process the caller saw end.
 const PROCESS_ENDED: &str = "its process ended without a goodbye";
 
@@ -103,7 +110,8 @@ pub(crate) fn forward(source: Source, mut connection: Connection, heard: &Heard,
         heard.renew();
         let files = match &message.message {
             ToCoordinator::Model if matches!(source.speaker, Speaker::Replica(_)) => {
-                let mut receive = |kind| connection.receive_frame(kind, &at_most(STALL));
+                // A large model takes longer than a lease, and reports wait behind it.
+                let mut receive = |kind| connection.receive_large(kind, &at_most(STALL), &|| heard.renew());
                 match receive(Kind::Model).and_then(|model| Ok(ModelFiles { model, tensors: receive(Kind::Tensors)? }))
                 {
                     Ok(files) => Some(files),
@@ -145,6 +153,8 @@ struct Member {
     pace_before: Pace,
     restarts: u32,
     restarted: Option<Instant>,
+    /// The round that this life began with.
+    began: Option<u64>,
     called_slow: Option<Instant>,
 }
 
@@ -175,15 +185,27 @@ impl Member {
             pace_before: Pace::default(),
             restarts: 0,
             restarted: None,
+            began: None,
             called_slow: None,
         }
     }
 
     /// Speaks if it is connected; a broken connection is noticed by its reader, and what matters is said again.
+    ///
+    /// A replica that takes nothing for a while is hung up on, so that the others do not wait for it. The error is that the
+    /// message is too long.
     fn tell(&mut self, message: &FromCoordinator) -> Result<(), ConnectionError> {
-        match &mut self.connection {
-            Some(connection) => connection.send(message),
-            None => Ok(()),
+        let Some(connection) = &mut self.connection else { return Ok(()) };
+        match connection.send_patiently(message, &at_most(SPEECH)) {
+            Err(error @ ConnectionError::Protocol(_)) => Err(error),
+            Err(_) => {
+                // What left in part cannot be gone on with; the replica calls again.
+                connection.shutdown();
+                self.connection = None;
+                self.absent.get_or_insert_with(Instant::now);
+                Ok(())
+            }
+            Ok(()) => Ok(()),
         }
     }
 
@@ -209,6 +231,8 @@ pub(crate) struct Coordinator {
     backlog: VecDeque<FromCoordinator>,
     merger: Merger,
     gathers: BTreeMap<CollectiveKey, Gather>,
+    /// The state that was averaged last, kept where a worker may be started again.
+    last_state: Option<Vec<Option<ByteBuf>>>,
     training: bool,
     /// The worker whose model is wanted.
     bringer: Option<Replica>,
@@ -232,6 +256,10 @@ impl Gather {
     fn is_complete(&self) -> bool {
         self.answered.is_some()
     }
+
+    fn bytes(&self) -> usize {
+        self.parts.iter().flatten().flatten().map(|part| part.len()).sum()
+    }
 }
 
 impl Coordinator {
@@ -248,6 +276,7 @@ impl Coordinator {
             backlog: VecDeque::new(),
             merger: Merger::new(topology.worker_count()),
             gathers: BTreeMap::new(),
+            last_state: None,
             training: false,
             bringer: None,
             model: None,
@@ -365,12 +394,14 @@ impl Coordinator {
             };
             let _ = connection.send(&FromCoordinator::Refused { reason });
             // What it says from now on is nobody's word.
+            connection.shutdown();
             return;
         }
         if rejoins && known.is_some_and(|member| member.incarnation == incarnation) {
             // It was only slow. What it missed it can be told, but its rank may be given away at any moment.
             let reason = format!("{replica} was silent for too long, and another process takes its place");
             let _ = connection.send(&FromCoordinator::Refused { reason });
+            connection.shutdown();
             return;
         }
         let member = self.members.entry(replica).or_insert_with(|| Member::new(incarnation));
@@ -391,7 +422,9 @@ impl Coordinator {
         }
         (member.number, member.heard, member.absent) = (number, heard, None);
         // A connection that breaks at once is noticed by its reader.
-        let _ = connection.send(&FromCoordinator::Welcome { position: self.position, heard: member.last_message });
+        let state = if rejoins { self.last_state.clone() } else { None };
+        let (position, heard) = (self.position, member.last_message);
+        let _ = connection.send(&FromCoordinator::Welcome { position, heard, state });
         member.connection = Some(connection);
         if returns {
             self.say_again(replica);
@@ -511,9 +544,10 @@ impl Coordinator {
         if self.caller.is_some() {
             let reason = "another caller watches this run".to_owned();
             let _ = connection.send(&FromCoordinator::Refused { reason });
+            connection.shutdown();
             return;
         }
-        let _ = connection.send(&FromCoordinator::Welcome { position: self.position, heard: 0 });
+        let _ = connection.send(&FromCoordinator::Welcome { position: self.position, heard: 0, state: None });
         self.caller = Some((number, connection));
         for message in std::mem::take(&mut self.backlog) {
             self.tell_caller(message);
@@ -522,7 +556,7 @@ impl Coordinator {
 
     fn tell_caller(&mut self, message: FromCoordinator) {
         if let Some((_, caller)) = &mut self.caller {
-            if caller.send(&message).is_ok() {
+            if caller.send_patiently(&message, &at_most(SPEECH)).is_ok() {
                 return;
             }
             // Of a message that was written in part the rest cannot follow; the caller comes back on a new connection.
@@ -553,6 +587,10 @@ impl Coordinator {
         match message {
             ToCoordinator::Report(report) => self.report(replica, report),
             ToCoordinator::Gather { key, part } => self.gather(replica, key, part),
+            ToCoordinator::Began { round } => {
+                member.began = Some(round);
+                self.complete_gathers();
+            }
             ToCoordinator::Failed(failure) => _ = self.status.fail(failure),
             ToCoordinator::Finished(finished) if replica.role == Role::Worker => {
                 self.first_finished.get_or_insert_with(Instant::now);
@@ -610,7 +648,8 @@ impl Coordinator {
         let Some(index) = index else {
             return self.fail(replica, FailureKind::Protocol, "a collective that it has no part in".to_owned());
         };
-        if !self.gathers.contains_key(&key) && self.gathers.len() >= REMEMBERED_GATHERS {
+        let bytes: usize = self.gathers.values().filter(|gather| gather.is_complete()).map(Gather::bytes).sum();
+        if !self.gathers.contains_key(&key) && (self.gathers.len() >= REMEMBERED_GATHERS || bytes > REMEMBERED_BYTES) {
             // What came before training is asked for again by every worker that is started again.
             let mut complete = self.gathers.iter().filter(|(_, gather)| gather.is_complete()).map(|(key, _)| *key);
             let oldest = complete.clone().find(|key| key.round > 0).or_else(|| complete.next());
@@ -640,20 +679,33 @@ impl Coordinator {
 
     /// Answers the collectives that miss only parts that nobody can bring.
     fn complete_gathers(&mut self) {
+        // Without rounds, a rank that waits in a later collective never comes to this one.
+        let mut latest: BTreeMap<usize, CollectiveKey> = BTreeMap::new();
+        for (key, gather) in self.gathers.iter().filter(|(key, _)| key.group == Group::User && !self.mode.is_sync()) {
+            for (rank, _) in gather.parts.iter().enumerate().filter(|(_, part)| part.is_some()) {
+                latest.insert(rank, *key);
+            }
+        }
         let members = &self.members;
-        let gone = |rank: usize, group: Group| {
-            members.get(&Replica::worker(rank as u32)).is_some_and(|member| match group {
-                // One that was started again has no state of its own; if the others are here, it is past this step.
-                Group::State => member.is_lost_for_good() || member.restarts > 0,
-                Group::User => member.is_lost_for_good(),
+        let gone = |rank: usize, key: &CollectiveKey| {
+            members.get(&Replica::worker(rank as u32)).is_some_and(|member| match key.group {
+                // A life that began behind this step has no state to give.
+                Group::State => {
+                    member.is_lost_for_good()
+                        || member.began.is_some_and(|began| key.round <= began && member.restarts > 0)
+                }
+                Group::User => member.is_lost_for_good() || latest.get(&rank).is_some_and(|later| later > key),
                 Group::Servers => false,
             })
         };
         let mut answers = Vec::new();
         for (key, gather) in self.gathers.iter_mut().filter(|(_, gather)| !gather.is_complete()) {
-            if gather.parts.iter().enumerate().all(|(rank, part)| part.is_some() || gone(rank, key.group)) {
+            if gather.parts.iter().enumerate().all(|(rank, part)| part.is_some() || gone(rank, key)) {
                 gather.parts.iter_mut().for_each(|part| _ = part.get_or_insert(None));
                 gather.answered = Some(self.status.is_stopping());
+                if key.group == Group::State && !self.rejoin.is_zero() {
+                    self.last_state = Some(gather.parts.iter().map(|part| part.clone().flatten()).collect());
+                }
                 answers.push((key.group, gathered_message(*key, gather)));
             }
         }
@@ -759,8 +811,10 @@ impl Coordinator {
 
     /// Names a worker that takes more than twice as long for a step as the others, while it does.
     fn name_slow_workers(&mut self) {
-        let paces: Vec<(Replica, Pace)> = self.workers().map(|(replica, member)| (*replica, member.pace)).collect();
-        if paces.len() < 2 || paces.iter().any(|(_, pace)| pace.recent_step_seconds == 0.0) {
+        let trains = |(_, member): &(&Replica, &Member)| !member.is_done() && member.pace.recent_step_seconds > 0.0;
+        let paces = self.workers().filter(trains).map(|(replica, member)| (*replica, member.pace));
+        let paces: Vec<(Replica, Pace)> = paces.collect();
+        if paces.len() < 2 {
             return;
         }
         for (replica, pace) in &paces {

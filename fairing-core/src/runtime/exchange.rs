@@ -68,6 +68,8 @@ struct Own {
 /// Where a worker begins after it has joined.
 pub(crate) struct Start {
     pub(crate) position: Position,
+    /// The run stops, and makes no further step.
+    pub(crate) stopped: bool,
     /// What is not trained, as rank 0 gave it.
     pub(crate) unlearned: Vec<u8>,
 }
@@ -229,6 +231,7 @@ impl Exchange {
         let round = joined.iter().map(|joined| joined.round).min().expect("at least one server");
         let position = joined.iter().flat_map(|joined| &joined.positions).find(|position| position.round == round);
         let position = position.copied().unwrap_or(Position { round, ..Position::default() });
+        let stopped = joined.iter().any(|joined| joined.stopped);
         let mut exchange = Self {
             gradient: vec![0.0; layout.trained_len()],
             present: vec![false; layout.trained().count()],
@@ -242,7 +245,7 @@ impl Exchange {
             parameters,
         };
         let unlearned = exchange.fetch(round)?;
-        Ok((exchange, Start { position, unlearned }))
+        Ok((exchange, Start { position, stopped, unlearned }))
     }
 
     /// Gets the parameters at the beginning of `round` from all servers, and what is not trained from the first.

@@ -12,6 +12,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock, Weak};
 use std::time::{Duration, Instant};
@@ -38,6 +39,9 @@ const _: () = assert!(CHUNK.is_multiple_of(LARGEST_BLOCK));
 
 /// More than any model that runs on processors has; a larger number is a fault of the peer, not a model.
 const MOST_PARAMETERS: usize = 1 << 36;
+
+/// More rounds, or examples of one, than any run has.
+const MOST_STEPS: u64 = 1 << 53;
 
 /// Chunks that a worker may be ahead of the slowest one within a round; bounds the memory of a server.
 const CHUNKS_AHEAD: usize = 4;
@@ -81,6 +85,8 @@ pub(crate) struct Joined {
     pub(crate) server: Incarnation,
     /// The round that this server waits for.
     pub(crate) round: u64,
+    /// The run stops, and makes no further step.
+    pub(crate) stopped: bool,
     /// Where the rank stands in its loops at the beginning of this round and, if known, of the one before or after.
     pub(crate) positions: Vec<Position>,
 }
@@ -251,6 +257,12 @@ impl ParameterServer {
         Ok(Session { server: self.clone(), rank, number })
     }
 
+    /// A thread that served a connection panicked: a fault of fairing's, and the run's failure.
+    pub(crate) fn panicked(&self, message: String) {
+        let replica = self.placement.replica;
+        self.status.fail(Failure { replica, kind: FailureKind::Panicked, message, round: None });
+    }
+
     fn register(&self, rank: Rank, join: Join) -> Result<(), Failure> {
         let worker = Replica { role: Role::Worker, rank };
         let layout = |message| Failure { replica: worker, kind: FailureKind::Layout, message, round: None };
@@ -364,11 +376,21 @@ fn reduce_in_background(server: &Weak<ParameterServer>, shard: &Shard) {
             (progress.complete.pop_front(), progress.round)
         };
         let Some(server) = server.upgrade() else { return };
-        if let Some(chunk) = chunk
-            && let Err(failure) = server.reduce(shard, round, chunk)
-        {
-            server.status.fail(failure);
-        }
+        let Some(chunk) = chunk else { continue };
+        let reduced = catch_unwind(AssertUnwindSafe(|| server.reduce(shard, round, chunk)));
+        let failure = match reduced {
+            Ok(Ok(())) => continue,
+            Ok(Err(failure)) => failure,
+            // Nobody else would notice, and all would wait for the round.
+            Err(_) => Failure {
+                replica: server.placement.replica,
+                kind: FailureKind::Panicked,
+                message: "its server panicked while it applied a gradient".to_owned(),
+                round: Some(round),
+            },
+        };
+        server.status.fail(failure);
+        return;
     }
 }
 
@@ -450,8 +472,7 @@ impl Session {
         self.send(connection, &FromServer::Seated { initial })?;
         if initial {
             let patience = |waited| self.patience(waited, STALL);
-            let mut parameters = vec![0f32; range.len()];
-            read_values(connection, &mut parameters, &patience).map_err(|error| self.broken(error))?;
+            let parameters = read_values(connection, range.len(), &patience).map_err(|error| self.broken(error))?;
             let unlearned = match has_state {
                 true => connection.receive_frame(Kind::Frozen, &patience).map_err(|error| self.broken(error))?,
                 false => Vec::new(),
@@ -460,8 +481,7 @@ impl Session {
             self.server.initialise(parameters, unlearned);
         }
         let shard = self.wait_for_all()?;
-        let (round, positions) = shard.standing(self.rank);
-        let joined = Joined { server: self.server.incarnation, round, positions };
+        let joined = self.joined(&shard);
         self.send(connection, &FromServer::Joined(joined))?;
         Ok(shard)
     }
@@ -479,8 +499,12 @@ impl Session {
             self.server.initialise(parameters, unlearned);
         }
         let shard = self.wait_for_all()?;
-        let (round, positions) = shard.standing(self.rank);
-        Ok(Joined { server: self.server.incarnation, round, positions })
+        Ok(self.joined(&shard))
+    }
+
+    fn joined(&self, shard: &Shard) -> Joined {
+        let (round, positions, stopped) = shard.standing(self.rank);
+        Joined { server: self.server.incarnation, round, stopped: stopped && self.server.index == 0, positions }
     }
 
     fn wait_for_all(&self) -> Result<Arc<Shard>, Ended> {
@@ -558,7 +582,7 @@ impl Session {
         let range = shard.chunk(chunk);
         let values = shard.values.read().expect("no holder panics");
         let source = match (&values.previous, shard.mode.is_sync()) {
-            (Some(previous), true) if round + 1 == values.round && values.applied == 0 => previous,
+            (Some(previous), true) if values.round.checked_sub(1) == Some(round) && values.applied == 0 => previous,
             (Some(previous), true) if round == values.round && chunk < values.applied => previous,
             (_, true) if round != values.round => {
                 let message = format!("it asked for the parameters of round {round} in round {}", values.round);
@@ -736,7 +760,7 @@ impl Session {
             }
             if started.get_or_insert_with(Instant::now).elapsed() > limit {
                 let message = format!("it did not push its gradient within {}", seconds(limit));
-                return Err(timeout(progress.slowest(), Some(round), message).into());
+                return Err(timeout(progress.slowest(&self.server.status), Some(round), message).into());
             }
             progress = shard.changed.wait_timeout(progress, TICK).expect("no holder panics").0;
         }
@@ -771,18 +795,24 @@ impl Push<'_> {
     }
 }
 
-/// Fills `values` from a frame of parameters.
+/// Reads a frame of `count` parameters; memory grows with what has arrived, since the count is only claimed.
 fn read_values(
     connection: &mut Connection,
-    values: &mut [f32],
+    count: usize,
     patience: crate::protocol::connection::Patience<'_>,
-) -> Result<(), ConnectionError> {
+) -> Result<Vec<f32>, ConnectionError> {
     let header = connection.read_header(patience)?;
-    let expected = Header::of(Kind::Parameters, values.len() * 4);
+    let expected = Header::of(Kind::Parameters, count * 4);
     if header != expected {
         return Err(ConnectionError::Protocol(format!("{header:?} instead of {expected:?}")));
     }
-    connection.read_exact(bytemuck::cast_slice_mut(values), patience)
+    let mut values = Vec::new();
+    while values.len() < count {
+        let start = values.len();
+        values.resize(count.min((start * 2).max(CHUNK)), 0f32);
+        connection.read_exact(bytemuck::cast_slice_mut(&mut values[start..]), patience)?;
+    }
+    Ok(values)
 }
 
 fn protocol(replica: Replica, message: String) -> Failure {
@@ -811,6 +841,8 @@ struct Shard {
     slots: Vec<Mutex<Vec<f32>>>,
     /// For clipping by norm, in sync mode; elsewhere the worker has the whole gradient and clips it itself.
     norms: Option<Norms>,
+    /// Squares are added up over several servers.
+    shares_norms: bool,
     values: RwLock<Values>,
     progress: Mutex<Progress>,
     changed: Condvar,
@@ -904,9 +936,10 @@ struct RankProgress {
 }
 
 impl Progress {
-    /// The rank that is waited for.
-    fn slowest(&self) -> usize {
-        let ranks = self.ranks.iter().enumerate();
+    /// The rank that is waited for, of those who still train.
+    fn slowest(&self, status: &RunStatus) -> usize {
+        let trains = |(rank, _): &(usize, &RankProgress)| status.seat(*rank).state == SeatState::Training;
+        let ranks = self.ranks.iter().enumerate().filter(trains);
         let slowest = ranks.min_by_key(|(_, rank)| (rank.next, rank.head.is_some(), rank.received));
         slowest.map_or(0, |(rank, _)| rank)
     }
@@ -935,6 +968,7 @@ impl Shard {
         Self {
             mode: placement.mode,
             tensors: join.layout.trained().count(),
+            shares_norms: clipping.is_some() && placement.topology.server_count() > 1,
             norms: clipping.map(|clipping| Norms::new(clipping, &join.layout, range.clone())),
             values: RwLock::new(Values {
                 previous: keeps_previous.then(|| parameters.clone()),
@@ -972,12 +1006,12 @@ impl Shard {
         self.progress.lock().expect("no holder panics")
     }
 
-    /// The round that this server waits for from `rank`, and where the rank's loops stand.
-    fn standing(&self, rank: Rank) -> (u64, Vec<Position>) {
+    /// The round that this server waits for from `rank`, where the rank's loops stand, and whether no step follows.
+    fn standing(&self, rank: Rank) -> (u64, Vec<Position>, bool) {
         let progress = self.lock();
         let of_rank = &progress.ranks[rank.index()];
         let round = if self.mode.is_sync() { progress.round } else { of_rank.next };
-        (round, of_rank.positions.clone())
+        (round, of_rank.positions.clone(), progress.stop)
     }
 
     /// The worker has pulled without a push.
@@ -991,9 +1025,10 @@ impl Shard {
         self.range.len().div_ceil(CHUNK).max(1)
     }
 
-    /// Whether a thread of its own adds up chunks. For a single one it would only be another change of thread.
+    /// Whether a thread of its own adds up chunks. For a single one it would only be another change of thread; but whoever waits
+    /// for the squares of other servers must not be a worker that still owes these a chunk.
     fn has_reducer(&self) -> bool {
-        self.mode.is_sync() && self.chunks() > 1
+        self.mode.is_sync() && (self.chunks() > 1 || self.shares_norms)
     }
 
     fn chunk(&self, chunk: usize) -> Range<usize> {
@@ -1010,6 +1045,11 @@ impl Shard {
     fn begin(&self, progress: &mut Progress, rank: Rank, head: PushHead, presence: &[u8]) -> Result<usize, Failure> {
         let worker = Replica { role: Role::Worker, rank };
         let of_rank = &mut progress.ranks[rank.index()];
+        // An integer below 2^53 is exact in f64, and no sum of them over the ranks overflows.
+        if head.round >= MOST_STEPS || head.examples >= MOST_STEPS {
+            let message = format!("a push for round {} of {} examples", head.round, head.examples);
+            return Err(protocol(worker, message));
+        }
         if head.round + 1 == of_rank.next {
             return Ok(self.chunks());
         }

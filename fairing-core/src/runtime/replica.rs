@@ -165,8 +165,12 @@ impl Door {
             }
             let door = self.clone();
             std::thread::spawn(move || {
-                door.receive(Connection::new(stream));
+                let received = catch_unwind(AssertUnwindSafe(|| door.receive(Connection::new(stream))));
                 door.open.fetch_sub(1, Ordering::AcqRel);
+                if let Err(panic) = received {
+                    // Nobody else would notice, and its worker would wait.
+                    door.server.panicked(panic_message(panic.as_ref()));
+                }
             });
         }
     }

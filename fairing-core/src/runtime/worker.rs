@@ -24,7 +24,7 @@ use crate::protocol::connection::ConnectionError;
 use crate::protocol::deadline::{HEARTBEAT, TICK};
 use crate::protocol::failure::{Failure, FailureKind};
 use crate::protocol::frame::PushHead;
-use crate::protocol::message::{CollectiveKey, Group, Position};
+use crate::protocol::message::{CollectiveKey, Group, Position, ToCoordinator};
 use crate::topology::{Mode, Placement, Rank};
 
 /// Examples per call in [`Worker::evaluate`]: large enough to keep the processor busy, small enough for any memory.
@@ -53,6 +53,8 @@ pub struct Worker {
     /// What collectives are told apart by where steps are not made together: 0 before the epochs, `e + 1` in epoch `e`,
     /// the highest number behind them.
     phase: Cell<u64>,
+    /// The next step is the first of a life that goes on where another ended, which may have begun it.
+    goes_on: Cell<bool>,
     /// The run stops: set by the answer to the step that closed its last round.
     stopped: Cell<bool>,
     stopwatch: RefCell<Stopwatch>,
@@ -154,6 +156,15 @@ pub enum WorkerError {
         /// The mode of the run.
         mode: Mode,
     },
+    /// A collective between two batches of a run without rounds.
+    #[error(
+        "`evaluate` and `sum` need all workers, who do not make their steps together in this run ({mode}); call them outside \
+         of the loop over `batches`"
+    )]
+    CollectiveInBatches {
+        /// The mode of the run.
+        mode: Mode,
+    },
     /// A batch of no examples was asked for.
     #[error("a batch size of 0 makes no steps; pass at least 1")]
     EmptyBatch,
@@ -179,6 +190,7 @@ impl WorkerError {
             | WorkerError::NotJoined
             | WorkerError::JoinedTwice
             | WorkerError::StateWithoutRounds { .. }
+            | WorkerError::CollectiveInBatches { .. }
             | WorkerError::LearningRate(_) => FailureKind::Configuration,
         }
     }
@@ -229,6 +241,7 @@ impl Worker {
             examples: Cell::new(0),
             collectives: Cell::new(0),
             phase: Cell::new(0),
+            goes_on: Cell::new(false),
             stopped: Cell::new(false),
             stopwatch: RefCell::default(),
             accumulated: RefCell::default(),
@@ -324,8 +337,8 @@ impl Worker {
         if self.rank() != 0 || start.position.round > 0 {
             model = self.write_unlearned(model, &start.unlearned, state_bytes)?;
         }
-        if let Some(Gathered { parts, .. }) = self.control.last_state()
-            && let Some(ranks) = self.states(&parts, state_len)
+        if let Some(parts) = self.control.last_state()
+            && let Some(ranks) = self.states(&parts, state_len).filter(|ranks| !ranks.is_empty())
         {
             model = model.write_state(&weighted_mean(&ranks, state_len));
         }
@@ -333,7 +346,11 @@ impl Worker {
         self.start.set(start.position);
         self.round.set(start.position.round);
         self.collectives.set(if start.position.round > 0 { 0 } else { self.collectives.get() });
+        self.stopped.set(start.stopped);
+        self.goes_on.set(start.position.round > 0);
         self.stopwatch.borrow_mut().start();
+        let began = ToCoordinator::Began { round: start.position.round };
+        self.control.say(began).map_err(WorkerError::RunFailed)?;
         *self.exchange.borrow_mut() = Some(exchange);
         Ok(model)
     }
@@ -416,7 +433,8 @@ impl Worker {
             batches_done,
         };
         let asked = Instant::now();
-        let stepped = exchange.step(head).map_err(|error| self.lost_server(error))?;
+        let mut stepped = exchange.step(head).map_err(|error| self.lost_server(error))?;
+        stepped.repeated |= self.goes_on.take();
         let model = model.write_trained(&exchange.parameters);
         self.stopwatch.borrow_mut().step(asked, examples as u64, stepped);
         self.round.set(head.round + 1);
@@ -540,6 +558,9 @@ impl Worker {
     /// Layers that behave otherwise in training, such as batch norm and dropout, do so here too unless the model is
     /// evaluated as burn wants it: `model.valid()`, on data that lies on the device without gradients.
     ///
+    /// Without rounds (`mode = "async"`) each worker measures its share with the parameters that it pulled last, which differ a
+    /// little from those of the others and from those that are brought home; and it is called between epochs, not between batches.
+    ///
     /// `measure` gets a few hundred examples at a time and returns their mean; all workers must call this together, and
     /// get the same bits, whatever their number.
     ///
@@ -607,6 +628,10 @@ impl Worker {
     fn gather(&self, collective: Collective, body: &[u8]) -> Result<Vec<Option<Vec<u8>>>, WorkerError> {
         // The others may be waiting for their turn to come here.
         self.end_turn();
+        let mode = self.placement().mode;
+        if !mode.is_sync() && self.place.get().examples.is_some() {
+            return Err(WorkerError::CollectiveInBatches { mode });
+        }
         let index = self.collectives.get();
         self.collectives.set(index + 1);
         let is_sync = self.placement().mode.is_sync();

@@ -9,7 +9,8 @@
 //! # Learning rates
 //!
 //! The learning rate comes with each step, so a schedule belongs to the training loop, and burn's schedulers serve. Each
-//! rank makes its own and steps it once per round; since all of them count the same rounds, they agree.
+//! rank makes its own and steps it once per round; since all of them count the same rounds, they agree. A worker that is
+//! started again brings its schedule to the round at which it goes on.
 //!
 //! ```
 //! # #[cfg(feature = "burn")]
@@ -26,6 +27,9 @@
 //! let mut model = worker.join(model, Adam::new().clip_global_norm(1.0))?;
 //! let schedule = CosineAnnealingLrSchedulerConfig::new(1e-3, 10_000).with_min_lr(1e-5);
 //! let mut schedule = schedule.init().map_err(anyhow::Error::msg)?;
+//! for _ in 0..worker.round() {
+//!     schedule.step();
+//! }
 //! for batch in batches {
 //!     let gradient = Gradient::mean(loss(&model, &batch).backward(), batch.len());
 //!     model = worker.step(model, gradient, schedule.step().base())?;
