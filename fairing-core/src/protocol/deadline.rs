@@ -6,7 +6,7 @@ use std::time::Duration;
 ///
 /// Long enough for a stop of the whole machine by a debugger or a snapshot, short enough to notice a frozen process. This
 /// crate's own tests break a thousand connections on purpose and wait less long for each.
-pub(crate) const LEASE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 10 });
+pub(crate) const LEASE: Duration = Duration::from_secs(if cfg!(test) { 4 } else { 10 });
 
 /// How often a waiting thread looks whether the run has failed meanwhile.
 pub(crate) const TICK: Duration = LEASE.checked_div(20).expect("twenty is not zero");

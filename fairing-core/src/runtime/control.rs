@@ -177,7 +177,9 @@ impl Control {
         let mut reader = open(self.transport.as_ref(), &self.placement.servers[0], &hello, deadline, &waiting)?;
         let (position, heard) = match reader.receive(&at_most(HELLO))? {
             FromCoordinator::Welcome { position, heard, state } => {
-                self.inbox().state = state.or(self.inbox().state.take());
+                if state.is_some() {
+                    self.inbox().state = state;
+                }
                 (position, heard)
             }
             FromCoordinator::Refused { reason } => {

@@ -86,7 +86,11 @@ pub(crate) fn coordinator(bytes: &[u8]) {
     while let Ok(message) = ciborium::from_reader::<Numbered, _>(&mut rest) {
         number += 1;
         let message = Numbered { number, ..message };
-        coordinator.handle(Event::Said { source: source(Replica::worker(0), 1), message, files: None });
+        coordinator.handle(Event::Said {
+            source: source(Replica::worker(0), 1),
+            message: Box::new(message),
+            files: None,
+        });
         coordinator.check_waits();
     }
 }

@@ -1,4 +1,4 @@
-//! cargo run -p fairing-tests --bin training_speed [-- REPETITIONS [GROUPS]]
+//! cargo run -p fairing-tests --bin training_speed -- REPETITIONS GROUPS
 //!
 //! What training with fairing costs: speed, CPU time, exchange and memory, each beside its floor from the same run. See
 //! `README.md` in the folder above.
