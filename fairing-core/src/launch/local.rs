@@ -23,7 +23,7 @@ use super::{LaunchError, LaunchPlan, Launched, Launcher, ReplicaEvent};
 use crate::config::{Env, ProcessEnv};
 use crate::lifeline;
 use crate::observe::events::{Exit, Stream};
-use crate::topology::{Address, Placement, Replica, Topology};
+use crate::topology::{Address, Placement, Replica, Role, Topology};
 
 /// Longest path of a socket: `sun_path` holds 108 bytes on Linux and 104 elsewhere, the last one a NUL.
 const SOCKET_PATH_BYTES: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
@@ -313,9 +313,9 @@ fn command(plan: &LaunchPlan, placement: &Placement) -> Command {
     command
         // rayon, which computes burn's tensors, would take every core in every replica.
         .env("RAYON_NUM_THREADS", placement.threads.to_string())
-        // A step frees and takes the same tensors again. With mimalloc's 10 ms their pages would go back to the system in
-        // between, and getting them again was a third of the time of a model of 20 million parameters.
-        .env("MIMALLOC_PURGE_DELAY", "1000")
+        // A worker's step frees and takes the same tensors again. With mimalloc's 10 ms their pages would go back to the system
+        // in between, and getting them again was a third of the time of a model of 20 million parameters.
+        .envs((placement.replica.role == Role::Worker).then_some(("MIMALLOC_PURGE_DELAY", "1000")))
         .envs(plan.variables.iter().map(|(name, value)| (name, value)))
         .envs(placement.to_env());
     command

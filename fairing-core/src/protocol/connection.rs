@@ -105,32 +105,53 @@ impl Connection {
         if header.kind != Kind::Message {
             return Err(ConnectionError::Protocol(format!("a {:?} frame where a message belongs", header.kind)));
         }
-        let bytes = self.read_payload(header, &|| {})?;
+        let bytes = self.read_payload(header)?;
         ciborium::from_reader(bytes.as_slice())
             .map_err(|error| ConnectionError::Protocol(format!("an unreadable message ({error})")))
     }
 
     /// Waits for a frame of `kind` and reads its payload.
     pub(crate) fn receive_frame(&mut self, kind: Kind, patience: Patience<'_>) -> Result<Vec<u8>, ConnectionError> {
-        self.receive_large(kind, patience, &|| {})
-    }
-
-    /// As [`Connection::receive_frame`]; `advanced` is called when another part of the payload has arrived.
-    pub(crate) fn receive_large(
-        &mut self,
-        kind: Kind,
-        patience: Patience<'_>,
-        advanced: &dyn Fn(),
-    ) -> Result<Vec<u8>, ConnectionError> {
         let header = self.read_header(patience)?;
         if header.kind != kind {
             return Err(ConnectionError::Protocol(format!("a {:?} frame where {kind:?} belongs", header.kind)));
         }
-        self.read_payload(header, advanced)
+        self.read_payload(header)
+    }
+
+    /// As [`Connection::receive_frame`], in pieces that are never moved, for what is as large as a model; `advanced` is called
+    /// with each.
+    pub(crate) fn receive_pieces(
+        &mut self,
+        kind: Kind,
+        patience: Patience<'_>,
+        advanced: &dyn Fn(),
+    ) -> Result<Vec<Vec<u8>>, ConnectionError> {
+        let header = self.read_header(patience)?;
+        if header.kind != kind {
+            return Err(ConnectionError::Protocol(format!("a {:?} frame where {kind:?} belongs", header.kind)));
+        }
+        let mut rest = header.length_bytes;
+        let mut pieces = Vec::new();
+        while rest > 0 {
+            let mut piece = vec![0; rest.min(FIRST_ALLOCATION as u64) as usize];
+            self.read_exact(&mut piece, &at_most(STALL))?;
+            rest -= piece.len() as u64;
+            pieces.push(piece);
+            advanced();
+        }
+        Ok(pieces)
+    }
+
+    /// Sends a frame whose payload is in pieces.
+    pub(crate) fn send_pieces(&mut self, kind: Kind, pieces: &[Vec<u8>]) -> Result<(), ConnectionError> {
+        let length = pieces.iter().map(Vec::len).sum();
+        self.write_all(&Header::of(kind, length).encode(), &at_most(STALL))?;
+        pieces.iter().try_for_each(|piece| self.write_all(piece, &at_most(STALL)))
     }
 
     /// Reads a payload whose length only the peer knows: memory grows with what has arrived, not with what was claimed.
-    fn read_payload(&mut self, header: Header, advanced: &dyn Fn()) -> Result<Vec<u8>, ConnectionError> {
+    fn read_payload(&mut self, header: Header) -> Result<Vec<u8>, ConnectionError> {
         let length = usize::try_from(header.length_bytes)
             .map_err(|_| ConnectionError::Protocol("a frame that is larger than the memory".into()))?;
         let mut bytes = Vec::new();
@@ -138,10 +159,7 @@ impl Connection {
             let start = bytes.len();
             let part = (length - start).min(FIRST_ALLOCATION.max(start));
             bytes.resize(start + part, 0);
-            for part in bytes[start..].chunks_mut(FIRST_ALLOCATION) {
-                self.read_exact(part, &at_most(STALL))?;
-                advanced();
-            }
+            self.read_exact(&mut bytes[start..], &at_most(STALL))?;
         }
         Ok(bytes)
     }

@@ -37,9 +37,9 @@ pub(crate) enum Event {
 
 /// The trained model as it comes home.
 pub(crate) struct ModelFiles {
-    model: Vec<u8>,
+    model: Vec<Vec<u8>>,
     /// As safetensors; empty if the model cannot be written so.
-    tensors: Vec<u8>,
+    tensors: Vec<Vec<u8>>,
 }
 
 /// A connection and who speaks on it. Two connections may claim one speaker; only the first is listened to.
@@ -111,7 +111,7 @@ pub(crate) fn forward(source: Source, mut connection: Connection, heard: &Heard,
         let files = match &message.message {
             ToCoordinator::Model if matches!(source.speaker, Speaker::Replica(_)) => {
                 // A large model takes longer than a lease, and reports wait behind it.
-                let mut receive = |kind| connection.receive_large(kind, &at_most(STALL), &|| heard.renew());
+                let mut receive = |kind| connection.receive_pieces(kind, &at_most(STALL), &|| heard.renew());
                 match receive(Kind::Model).and_then(|model| Ok(ModelFiles { model, tensors: receive(Kind::Tensors)? }))
                 {
                     Ok(files) => Some(files),
@@ -926,8 +926,8 @@ impl Coordinator {
             if let Some((number, caller)) = &mut self.caller
                 && given.replace(*number) != Some(*number)
             {
-                let sent = caller.send(&complete).and_then(|()| caller.send_frame(Kind::Model, &files.model));
-                if sent.and_then(|()| caller.send_frame(Kind::Tensors, &files.tensors)).is_err() {
+                let sent = caller.send(&complete).and_then(|()| caller.send_pieces(Kind::Model, &files.model));
+                if sent.and_then(|()| caller.send_pieces(Kind::Tensors, &files.tensors)).is_err() {
                     caller.shutdown();
                     self.caller = None;
                 }

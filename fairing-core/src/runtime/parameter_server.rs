@@ -197,6 +197,11 @@ impl ParameterServer {
         if let Some(shard) = shard {
             drop(shard.lock());
             shard.changed.notify_all();
+            if self.placement.mode.is_sync() && self.status.have_finished() {
+                // Every worker has the parameters, and the model that comes home needs the memory.
+                self.lock().shard = None;
+                shard.completed.notify_all();
+            }
         }
     }
 
@@ -309,7 +314,7 @@ impl ParameterServer {
         {
             let shard = Arc::new(Shard::new(self, reference, initial));
             if shard.has_reducer() {
-                let (server, shard) = (self.itself.clone(), shard.clone());
+                let (server, shard) = (self.itself.clone(), Arc::downgrade(&shard));
                 // Not joined: it ends with the server, or within a tick.
                 std::thread::spawn(move || reduce_in_background(&server, &shard));
             }
@@ -366,8 +371,8 @@ impl ParameterServer {
 }
 
 /// Adds up chunks as they are complete, as long as the server is there.
-fn reduce_in_background(server: &Weak<ParameterServer>, shard: &Shard) {
-    loop {
+fn reduce_in_background(server: &Weak<ParameterServer>, shard: &Weak<Shard>) {
+    while let Some(shard) = shard.upgrade() {
         let (chunk, round) = {
             let progress = shard.lock();
             let is_idle = |progress: &mut Progress| progress.complete.is_empty();
@@ -377,7 +382,7 @@ fn reduce_in_background(server: &Weak<ParameterServer>, shard: &Shard) {
         };
         let Some(server) = server.upgrade() else { return };
         let Some(chunk) = chunk else { continue };
-        let reduced = catch_unwind(AssertUnwindSafe(|| server.reduce(shard, round, chunk)));
+        let reduced = catch_unwind(AssertUnwindSafe(|| server.reduce(&shard, round, chunk)));
         let failure = match reduced {
             Ok(Ok(())) => continue,
             Ok(Err(failure)) => failure,

@@ -323,6 +323,7 @@ pub(crate) fn remember_panics() {
 /// has it in the end.
 fn finish<M: Model>(worker: &Worker, control: &Control, replica: Replica, mut model: M) -> Result<M, Failure> {
     let own = |kind, message| Failure { replica, kind, message, round: Some(worker.round()) };
+    worker.leave();
     let digest = digest(&model).map_err(|(kind, error)| own(kind, error))?;
     control.rounds_done(worker.round());
     worker.report_pace();

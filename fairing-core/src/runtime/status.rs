@@ -72,6 +72,12 @@ impl RunStatus {
         self.roll.lock().expect("no holder panics").get(rank).copied().unwrap_or_default()
     }
 
+    /// Whether all workers have returned from `train`.
+    pub(crate) fn have_finished(&self) -> bool {
+        let roll = self.roll.lock().expect("no holder panics");
+        !roll.is_empty() && roll.iter().all(|seat| matches!(seat.state, SeatState::Finished { .. }))
+    }
+
     /// The first worker that has returned from `train`, after how many steps, if any has.
     pub(crate) fn finished(&self) -> Option<(usize, u64)> {
         let roll = self.roll.lock().expect("no holder panics");

@@ -708,6 +708,13 @@ impl Worker {
         }
     }
 
+    /// Gives the way to the servers up where it is not needed any more, and the memory with it.
+    pub(crate) fn leave(&self) {
+        if self.placement().mode.is_sync() {
+            self.exchange.borrow_mut().take();
+        }
+    }
+
     /// Reports how the steps went, for the last time.
     pub(crate) fn report_pace(&self) {
         self.control.pace(self.stopwatch.borrow().pace());
