@@ -374,10 +374,11 @@ impl ParameterServer {
 fn reduce_in_background(server: &Weak<ParameterServer>, shard: &Weak<Shard>) {
     while let Some(shard) = shard.upgrade() {
         let (chunk, round) = {
-            let progress = shard.lock();
-            let is_idle = |progress: &mut Progress| progress.complete.is_empty();
-            let (mut progress, _) =
-                shard.completed.wait_timeout_while(progress, TICK, is_idle).expect("no holder panics");
+            let mut progress = shard.lock();
+            if progress.complete.is_empty() {
+                // Not until there is a chunk: it is also woken to let go of the shard.
+                progress = shard.completed.wait_timeout(progress, TICK).expect("no holder panics").0;
+            }
             (progress.complete.pop_front(), progress.round)
         };
         let Some(server) = server.upgrade() else { return };
