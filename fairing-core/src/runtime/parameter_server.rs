@@ -813,9 +813,13 @@ fn read_values(
         return Err(ConnectionError::Protocol(format!("{header:?} instead of {expected:?}")));
     }
     let mut values = Vec::new();
+    // Reserved and not touched: pages that nothing arrives for are never there, and nothing is copied as it grows.
+    values.try_reserve_exact(count).map_err(|_| {
+        ConnectionError::Protocol(format!("a model of {count} parameters, for which there is no memory"))
+    })?;
     while values.len() < count {
         let start = values.len();
-        values.resize(count.min((start * 2).max(CHUNK)), 0f32);
+        values.resize(count.min(start + CHUNK), 0f32);
         connection.read_exact(bytemuck::cast_slice_mut(&mut values[start..]), patience)?;
     }
     Ok(values)
