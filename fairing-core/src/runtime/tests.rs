@@ -686,6 +686,74 @@ fn bounded_staleness_holds_the_fast_worker_back() {
     }
 }
 
+/// Shards of two chunks and of one: whoever completes the smaller one still owes a chunk to the larger.
+#[test]
+fn a_norm_over_workers_that_host_unequal_shards_is_waited_for_by_nobody_who_owes_a_chunk() {
+    let train = |worker: &Worker| {
+        let mut model = worker.join(Flat::new(&[8_200], worker.rank() as f32), Sgd::new().clip_global_norm(0.5))?;
+        for step in 0..20 {
+            let gradient = model.gradient(&[worker.rank() as f32, step as f32]);
+            model = worker.step(model, Gradient::mean(gradient, 1), 0.1)?;
+        }
+        Ok(model)
+    };
+    let with_server = in_memory(Topology::new(2, 1), &train).model();
+    assert!(in_memory(Topology::new(2, 0), &train).model() == with_server);
+    assert!(over_sockets(Topology::new(2, 0), &train).model() == with_server);
+}
+
+#[test]
+fn a_stop_without_rounds_ends_workers_that_wait_in_different_evaluations() {
+    let train = |worker: &Worker| {
+        let data = vec![1.0f32; 40];
+        let mut model = worker.join(Flat { state: vec![], ..Flat::new(&[1], 0.0) }, Sgd::new())?;
+        for epoch in worker.epochs(1_000_000) {
+            for batch in epoch.batches(&data, 1) {
+                if worker.rank() == 1 {
+                    std::thread::sleep(Duration::from_micros(300));
+                }
+                model = worker.step(model, Gradient::mean(vec![Some(vec![1.0])], batch.len()), 1e-6)?;
+            }
+            if epoch.index() % 2 == 1 {
+                worker.evaluate(&data, |part| f64::from(part[0]))?;
+            }
+        }
+        worker.sum(&[1.0])?;
+        Ok(model)
+    };
+    let transport: Arc<dyn Transport> = Arc::new(Memory::default());
+    let steps = std::sync::atomic::AtomicUsize::new(0);
+    let stop = |message: &FromCoordinator, caller: &mut Connection| {
+        if matches!(message, FromCoordinator::Progress(_)) && steps.fetch_add(1, Ordering::SeqCst) == 3 {
+            caller.send(&Numbered::from(ToCoordinator::Stop)).unwrap();
+        }
+    };
+    let (servers, topology) = ([Address::Memory("ps".into())], Topology::new(2, 1));
+    let ends = run_in_mode(&transport, &servers, topology, Mode::Async, &train, &stop, Position::default());
+    assert!(
+        matches!(ends.caller.last(), Some(FromCoordinator::Complete { stopped: true, .. })),
+        "{:?}",
+        ends.caller.last()
+    );
+    ends.workers.into_iter().for_each(|worker| drop(worker.unwrap()));
+}
+
+#[test]
+fn a_collective_between_batches_needs_rounds() {
+    let train = |worker: &Worker| {
+        let data = vec![1.0f32; 4];
+        let model = worker.join(Flat { state: vec![], ..Flat::new(&[1], 0.0) }, Sgd::new())?;
+        for epoch in worker.epochs(1) {
+            for _ in epoch.batches(&data, 1) {
+                worker.sum(&[1.0])?;
+            }
+        }
+        Ok(model)
+    };
+    let failure = in_memory_async(Topology::new(2, 1), Mode::Async, &train).failure();
+    assert!(failure.to_string().contains("outside of the loop over `batches`"), "{failure}");
+}
+
 #[test]
 fn a_model_with_state_cannot_be_trained_without_rounds() {
     let failure = in_memory_async(Topology::new(2, 1), Mode::Async, &train_epochs(Sgd::new())).failure();
