@@ -421,11 +421,11 @@ impl Coordinator {
             old.shutdown();
         }
         (member.number, member.heard, member.absent) = (number, heard, None);
-        // A connection that breaks at once is noticed by its reader.
         let state = if rejoins { self.last_state.clone() } else { None };
         let (position, heard) = (self.position, member.last_message);
-        let _ = connection.send(&FromCoordinator::Welcome { position, heard, state });
         member.connection = Some(connection);
+        // As everything that it is told: a peer that does not even read this must not hold the others up.
+        let _ = member.tell(&FromCoordinator::Welcome { position, heard, state });
         if returns {
             self.say_again(replica);
             return;

@@ -136,8 +136,8 @@ impl Surroundings {
         open(self.transport.as_ref(), &self.placement.servers[index], &hello, deadline, &waiting)
     }
 
-    /// Calls `attempt` until it succeeds or fails for good, at most until `deadline` and so often.
-    /// Once somebody was there, at most as long as a connection may take to come back.
+    /// Calls `attempt` until it succeeds or fails for good: at most until `deadline`, and once somebody was there, at most as
+    /// long as a connection may take to come back.
     fn persist<T>(&self, mut attempt: impl FnMut(Instant) -> Result<T, Why>, mut deadline: Instant) -> Result<T, Why> {
         loop {
             match attempt(deadline) {
