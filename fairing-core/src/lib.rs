@@ -53,8 +53,8 @@
 //!
 //! ```text
 //! config     topology   exit           what was asked for; who takes part; how processes end
-//! lifeline   observe                   what ties a replica to its launcher; what a person sees and keeps
-//! protocol                             frames, messages, deadlines, transports
+//! lifeline   observe    image  secure  what ties a replica to its launcher; what a person sees; what is shipped; who is who
+//! registry   protocol   reactor        pushing images; frames, messages, deadlines, transports; waiting for the network
 //! launch     runtime                   starting and ending replicas; what happens inside one
 //! run        training   __private      the way of a run; the user's traits; what the attribute's output calls
 //! ```
@@ -80,13 +80,20 @@ pub mod exit;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(feature = "image")]
+pub mod image;
 pub mod launch;
 pub mod lifeline;
 pub mod observe;
 pub mod prelude;
 mod protocol;
+#[cfg(feature = "image")]
+mod reactor;
+#[cfg(feature = "image")]
+pub mod registry;
 mod run;
 pub mod runtime;
+pub mod secure;
 pub mod topology;
 mod training;
 

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! config     topology   exit
-//! lifeline   observe
-//! protocol
+//! lifeline   observe    image  secure
+//! registry   protocol   reactor
 //! launch     runtime
 //! run        training   __private
 //! ```
@@ -17,13 +17,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module of the crate's root may name of the others: a module, or one item of it.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 17] = [
     ("build", &[]),
     ("exit", &[]),
     ("config", &["topology"]),
     ("topology", &["config::Env"]),
     ("lifeline", &["config::ProcessEnv", "exit", "topology"]),
     ("observe", &["config::Env", "topology"]),
+    ("image", &[]),
+    ("secure", &[]),
+    ("reactor", &[]),
+    ("registry", &[]),
     ("protocol", &["observe", "topology"]),
     ("launch", &["config::Env", "config::ProcessEnv", "lifeline", "observe", "topology"]),
     ("runtime", &["config::Env", "config::ProcessEnv", "observe", "protocol", "topology"]),
