@@ -91,6 +91,7 @@ mod protocol;
 mod reactor;
 #[cfg(feature = "image")]
 pub mod registry;
+mod relay;
 mod run;
 pub mod runtime;
 pub mod secure;

@@ -14,16 +14,19 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::process::{Pid, Signal};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag::register_conditional_shutdown;
 
 use crate::config::ProcessEnv;
 use crate::exit::ExitCode;
+use crate::relay;
 use crate::topology::{Address, Placement};
 
 /// Time from a replica's start to its first `launch()`. A `main` that parses arguments takes milliseconds; one that
@@ -187,8 +190,11 @@ fn lock_payload() -> MutexGuard<'static, Payload> {
 #[ctor::ctor(unsafe)]
 fn attach() {
     START_DIRECTORY.get_or_init(current_directory);
-    if !Placement::is_in(&ProcessEnv) || !leads_its_group() {
+    if !Placement::is_in(&ProcessEnv) || relay::is_asked() || !leads_its_group() {
         return;
+    }
+    if rustix::process::getpid().is_init() {
+        end_at_termination();
     }
     let Some(pipe) = take_stdin() else { return };
     // Read here, while no other thread can change the environment.
@@ -201,6 +207,14 @@ fn attach() {
         // Unwatched, the replica could outlive its launcher.
         complain(&format!("cannot watch the launcher: {error}"));
         ExitCode::Configuration.exit();
+    }
+}
+
+/// The first process of a container is not ended by a signal unless it says so itself.
+fn end_at_termination() {
+    for signal in [SIGINT, SIGTERM] {
+        // As a shell reports a process that such a signal ended. The only failure is a signal that cannot be caught.
+        let _ = register_conditional_shutdown(signal, 128 + signal, Arc::new(AtomicBool::new(true)));
     }
 }
 
@@ -241,6 +255,8 @@ fn hold(pipe: &OwnedFd, placement: Option<&Placement>, launch_by: Instant) {
             kill_own_group();
             // Reached only if this process has left the group that the launcher made.
             let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::KILL);
+            // The first process of a container cannot kill itself; the others in it end with it.
+            ExitCode::LostPeer.exit();
         }
         End::NeverLaunched => {
             let name = placement.map_or_else(|| "this replica".to_owned(), |placement| placement.replica.to_string());

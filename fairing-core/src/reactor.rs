@@ -37,6 +37,11 @@ impl Reactor {
         })
     }
 
+    /// As [`Reactor::wait`], from a thread of fairing's own, which no runtime drives: no other thread is needed.
+    pub(crate) fn here<F: Future>(&self, future: F) -> F::Output {
+        self.runtime().block_on(future)
+    }
+
     /// Runs `future` in the background.
     pub(crate) fn spawn<F>(&self, future: F) -> tokio::task::JoinHandle<F::Output>
     where

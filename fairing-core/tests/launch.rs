@@ -200,7 +200,7 @@ impl Run {
     fn start(folder: &Path, topology: Topology, behaviour: &str, payload: Vec<u8>) -> Self {
         let launcher = LocalLauncher::within(folder).unwrap();
         let mut plan = plan(&launcher, topology, behaviour);
-        plan.payload = payload;
+        plan.payloads.fill(payload);
         let (sender, events) = mpsc::sync_channel(64);
         Self { launched: Box::new(launcher).launch(&plan, sender).unwrap(), events }
     }
@@ -260,7 +260,7 @@ fn plan(launcher: &LocalLauncher, topology: Topology, behaviour: &str) -> Launch
         placements: topology.replicas().map(placement).collect(),
         program: Program { arguments, ..Program::running() },
         variables: vec![("RUST_BACKTRACE".into(), "0".into())],
-        payload: Vec::new(),
+        payloads: vec![Vec::new(); topology.replicas().count()],
     }
 }
 
@@ -491,7 +491,7 @@ fn program_that_never_reads_does_not_block_the_launcher() {
     let mut plan = plan(&launcher, Topology::new(1, 1), "");
     plan.program.executable = "/bin/sleep".into();
     plan.program.arguments = vec!["600".into()];
-    plan.payload = vec![0; 10_000_000];
+    plan.payloads.fill(vec![0; 10_000_000]);
     let (sender, _events) = mpsc::sync_channel(64);
     let mut launched = Box::new(launcher).launch(&plan, sender).unwrap();
     let pids = [Replica::ps(0), Replica::worker(0)].map(|replica| launched.process_id(replica).unwrap());

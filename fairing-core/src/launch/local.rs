@@ -1,14 +1,14 @@
 //! Replicas as processes on this machine.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, Receiver, Sender, SyncSender, TrySendError};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -18,18 +18,16 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use tempfile::TempDir;
 
+use super::events::{Ending, Events, LastLines, lock};
 use super::lines::Lines;
-use super::{LaunchError, LaunchPlan, Launched, Launcher, ReplicaEvent};
+use super::{LaunchError, LaunchPlan, Launched, Launcher, ReplicaEvent, Way, tuning};
 use crate::config::{Env, ProcessEnv};
 use crate::lifeline;
 use crate::observe::events::{Exit, Stream};
-use crate::topology::{Address, Placement, Replica, Role, Topology};
+use crate::topology::{Address, Placement, Replica, Topology};
 
 /// Longest path of a socket: `sun_path` holds 108 bytes on Linux and 104 elsewhere, the last one a NUL.
 const SOCKET_PATH_BYTES: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
-
-/// Lines of a replica kept for error messages: a panic with its notes, or a chain of causes.
-const LAST_LINES: usize = 20;
 
 /// Time that a replica's output may take to end after its process has. It ends at once, unless a grandchild that left the
 /// process group holds the pipe, and that one must not hold up the run.
@@ -112,16 +110,14 @@ impl Launcher for LocalLauncher {
         plan: &LaunchPlan,
         events: SyncSender<ReplicaEvent>,
     ) -> Result<Box<dyn Launched>, LaunchError> {
-        let size_bytes = plan.payload.len() as u64;
-        if size_bytes > lifeline::MAX_PAYLOAD_BYTES {
-            return Err(LaunchError::PayloadTooLarge { size_bytes });
-        }
-        let payload: Arc<[u8]> = lifeline::frame(&plan.payload).into();
-        let events = Events { sender: events, ending: Arc::default() };
-        let mut run = LocalRun { processes: Vec::new(), ending: events.ending.clone(), folder: Some(self.folder) };
-        for placement in &plan.placements {
+        plan.check_payloads()?;
+        let ending = Arc::<Ending>::default();
+        let events = Events::new(events, ending.clone());
+        let way = Arc::new(ToSocket(socket(self.folder.path(), plan.placements[0].topology.coordinator())));
+        let mut run = LocalRun { processes: Vec::new(), ending, folder: Some(self.folder), way };
+        for (placement, payload) in plan.placements.iter().zip(&plan.payloads) {
             // On failure `run` is dropped, which ends the replicas before this one.
-            run.processes.push(Process::start(plan, placement, payload.clone(), events.clone())?);
+            run.processes.push(Process::start(plan, placement, lifeline::frame(payload), events.clone())?);
         }
         Ok(Box::new(run))
     }
@@ -132,6 +128,16 @@ struct LocalRun {
     ending: Arc<Ending>,
     /// Given up by [`Launched::end`].
     folder: Option<TempDir>,
+    way: Arc<ToSocket>,
+}
+
+/// The coordinator's socket.
+struct ToSocket(PathBuf);
+
+impl Way for ToSocket {
+    fn connect(&self) -> io::Result<UnixStream> {
+        UnixStream::connect(&self.0)
+    }
 }
 
 impl LocalRun {
@@ -141,7 +147,11 @@ impl LocalRun {
 }
 
 impl Launched for LocalRun {
-    fn end(&mut self) {
+    fn way(&self) -> Arc<dyn Way> {
+        self.way.clone()
+    }
+
+    fn end(&mut self) -> Vec<String> {
         self.ending.begin();
         for process in &self.processes {
             process.shared.kill();
@@ -154,6 +164,7 @@ impl Launched for LocalRun {
             // A folder that cannot be removed holds sockets without listeners; that is no reason to fail a run.
             let _ = folder.close();
         }
+        Vec::new()
     }
 
     fn kill(&self, replica: Replica) {
@@ -168,11 +179,9 @@ impl Launched for LocalRun {
         replica: Replica,
         events: SyncSender<ReplicaEvent>,
     ) -> Result<(), LaunchError> {
-        let placement = plan.placements.iter().find(|placement| placement.replica == replica);
-        let placement = placement.expect("a replica of the plan is started again");
-        let payload: Arc<[u8]> = lifeline::frame(&plan.payload).into();
-        let events = Events { sender: events, ending: self.ending.clone() };
-        let started = Process::start(plan, placement, payload, events)?;
+        let (placement, payload) = plan.of(replica);
+        let events = Events::new(events, self.ending.clone());
+        let started = Process::start(plan, placement, lifeline::frame(payload), events)?;
         match self.processes.iter_mut().find(|process| process.shared.replica == replica) {
             Some(process) => std::mem::replace(process, started).join(Instant::now() + END_TIMEOUT),
             None => self.processes.push(started),
@@ -186,8 +195,7 @@ impl Launched for LocalRun {
     }
 
     fn last_lines(&self, replica: Replica) -> Vec<String> {
-        let lines = |process: &Process| lock(&process.shared.last_lines).iter().cloned().collect();
-        self.process(replica).map(lines).unwrap_or_default()
+        self.process(replica).map(|process| process.shared.last_lines.get()).unwrap_or_default()
     }
 }
 
@@ -211,16 +219,11 @@ struct Shared {
     pid: Pid,
     /// Once it is set, the process id may belong to somebody else.
     reaped: Mutex<bool>,
-    last_lines: Mutex<VecDeque<String>>,
+    last_lines: LastLines,
 }
 
 impl Process {
-    fn start(
-        plan: &LaunchPlan,
-        placement: &Placement,
-        payload: Arc<[u8]>,
-        events: Events,
-    ) -> Result<Self, LaunchError> {
+    fn start(plan: &LaunchPlan, placement: &Placement, payload: Vec<u8>, events: Events) -> Result<Self, LaunchError> {
         let replica = placement.replica;
         let mut child = command(plan, placement).spawn().map_err(|source| LaunchError::Start {
             replica,
@@ -232,7 +235,7 @@ impl Process {
             replica,
             pid: Pid::from_child(&child),
             reaped: Mutex::new(false),
-            last_lines: Mutex::default(),
+            last_lines: LastLines::default(),
         });
         let watched = Self::watch(&mut child, &shared, payload, events);
         let (waiter, child_sender, waited) = match watched {
@@ -252,7 +255,7 @@ impl Process {
     fn watch(
         child: &mut Child,
         shared: &Arc<Shared>,
-        payload: Arc<[u8]>,
+        payload: Vec<u8>,
         events: Events,
     ) -> io::Result<(JoinHandle<()>, Sender<Child>, Receiver<()>)> {
         let (stopped, stop) = io::pipe()?;
@@ -311,12 +314,7 @@ fn command(plan: &LaunchPlan, placement: &Placement) -> Command {
         command.envs(ProcessEnv.get(name).map(|value| (name, value)));
     }
     command
-        // rayon, which computes burn's tensors, would take every core in every replica.
-        .env("RAYON_NUM_THREADS", placement.threads.to_string())
-        // A worker's step frees and takes the same tensors again. With mimalloc's 10 ms their pages would go back to the system
-        // in between, and getting them again was a third of the time of a model of 20 million parameters. A server frees only
-        // when it is done, and then the model that comes home needs the memory.
-        .env("MIMALLOC_PURGE_DELAY", if placement.replica.role == Role::Worker { "1000" } else { "0" })
+        .envs(tuning(placement))
         .envs(plan.variables.iter().map(|(name, value)| (name, value)))
         .envs(placement.to_env());
     command
@@ -335,14 +333,6 @@ impl Shared {
         // The only failure is that nothing is left to be killed. The second call is for a replica that left its group.
         let _ = rustix::process::kill_process_group(self.pid, Signal::KILL);
         let _ = rustix::process::kill_process(self.pid, Signal::KILL);
-    }
-
-    fn keep(&self, line: &str) {
-        let mut lines = lock(&self.last_lines);
-        if lines.len() == LAST_LINES {
-            lines.pop_front();
-        }
-        lines.push_back(line.to_owned());
     }
 }
 
@@ -402,7 +392,7 @@ fn wait_for_group(group: Pid) {
 struct Pump {
     /// Held open until the replica has ended: its end of file ends the replica.
     stdin: OwnedFd,
-    payload: Arc<[u8]>,
+    payload: Vec<u8>,
     /// Bytes of the payload that are in the pipe.
     written: usize,
     outputs: [Output; 2],
@@ -510,55 +500,10 @@ impl Pump {
 }
 
 fn deliver(shared: &Shared, events: &Events, stream: Stream, text: String) {
-    shared.keep(&text);
-    events.send(ReplicaEvent::Line { replica: shared.replica, stream, text });
+    shared.last_lines.deliver(events, shared.replica, stream, text);
 }
 
 fn readable_now(pipe: &OwnedFd) -> bool {
     let mut polled = [PollFd::new(pipe, PollFlags::IN)];
     matches!(rustix::event::poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(1..))
-}
-
-/// The way to whoever follows the run.
-#[derive(Clone)]
-struct Events {
-    sender: SyncSender<ReplicaEvent>,
-    ending: Arc<Ending>,
-}
-
-impl Events {
-    /// Waits while the channel is full; gives up when the receiver is gone or the run is being ended, perhaps by the very
-    /// thread that would have received.
-    fn send(&self, mut event: ReplicaEvent) {
-        while let Err(TrySendError::Full(unsent)) = self.sender.try_send(event) {
-            if self.ending.wait(NAP) {
-                return;
-            }
-            event = unsent;
-        }
-    }
-}
-
-/// Whether [`Launched::end`] was called.
-#[derive(Default)]
-struct Ending {
-    begun: Mutex<bool>,
-    changed: Condvar,
-}
-
-impl Ending {
-    fn begin(&self) {
-        *lock(&self.begun) = true;
-        self.changed.notify_all();
-    }
-
-    /// Waits for it, at most `timeout`.
-    fn wait(&self, timeout: Duration) -> bool {
-        let waited = self.changed.wait_timeout_while(lock(&self.begun), timeout, |begun| !*begun);
-        *waited.unwrap_or_else(PoisonError::into_inner).0
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,13 +6,18 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
 use crate::lifeline;
 use crate::observe::events::{Exit, Stream};
-use crate::topology::{Address, Placement, Replica, Topology};
+use crate::topology::{Address, Placement, Replica, Role, Topology};
 
+#[cfg(feature = "docker")]
+pub mod docker;
+mod events;
 mod lines;
 mod local;
 
@@ -29,8 +34,27 @@ pub struct LaunchPlan {
     pub program: Program,
     /// Variables that every replica gets besides its placement; it inherits no others.
     pub variables: Vec<(String, OsString)>,
-    /// What every replica gets from [`lifeline::payload`]: by a private channel, never by environment or argument.
-    pub payload: Vec<u8>,
+    /// What each replica gets from [`lifeline::payload`], in the order of the placements: by a private channel, never by
+    /// environment or argument.
+    pub payloads: Vec<Vec<u8>>,
+}
+
+impl LaunchPlan {
+    /// What a replica of the plan is and gets.
+    fn of(&self, replica: Replica) -> (&Placement, &[u8]) {
+        let mut placements = self.placements.iter().zip(&self.payloads);
+        let found = placements.find(|(placement, _)| placement.replica == replica);
+        let (placement, payload) = found.expect("only replicas of the plan are asked for");
+        (placement, payload)
+    }
+
+    fn check_payloads(&self) -> Result<(), LaunchError> {
+        let size_bytes = self.payloads.iter().map(Vec::len).max().unwrap_or_default() as u64;
+        if size_bytes > lifeline::MAX_PAYLOAD_BYTES {
+            return Err(LaunchError::PayloadTooLarge { size_bytes });
+        }
+        Ok(())
+    }
 }
 
 /// A program to be started, with its arguments.
@@ -65,6 +89,19 @@ fn running_executable() -> PathBuf {
 #[cfg(not(target_os = "linux"))]
 fn running_executable() -> PathBuf {
     std::env::current_exe().unwrap_or_default()
+}
+
+/// Variables that make a replica quick, on every target.
+fn tuning(placement: &Placement) -> Vec<(String, String)> {
+    // A worker's step frees and takes the same tensors again. With mimalloc's 10 ms their pages would go back to the system
+    // in between, and getting them again was a third of the time of a model of 20 million parameters. A server frees only
+    // when it is done, and then the model that comes home needs the memory.
+    let purge_delay = if placement.replica.role == Role::Worker { "1000" } else { "0" };
+    vec![
+        // rayon, which computes burn's tensors, would take every core in every replica.
+        ("RAYON_NUM_THREADS".to_owned(), placement.threads.to_string()),
+        ("MIMALLOC_PURGE_DELAY".to_owned(), purge_delay.to_owned()),
+    ]
 }
 
 /// What a launcher learns about a replica.
@@ -111,11 +148,26 @@ pub trait Launcher {
     ) -> Result<Box<dyn Launched>, LaunchError>;
 }
 
+/// A way to a run's coordinator, wherever that is.
+pub trait Way: Send + Sync {
+    /// A new stream of bytes to the coordinator.
+    ///
+    /// # Errors
+    ///
+    /// One of kind `NotFound` or `ConnectionRefused` if the coordinator does not listen yet, and a later call may succeed.
+    fn connect(&self) -> io::Result<UnixStream>;
+}
+
 /// The started replicas of one run. Dropping it ends them.
 pub trait Launched: Send {
+    /// The way to the run's coordinator.
+    fn way(&self) -> Arc<dyn Way>;
+
     /// Ends at once what still runs, waits a bounded time until nothing of the run is left, and clears its private files.
     /// Events that find no room from then on are dropped. A second call does nothing.
-    fn end(&mut self);
+    ///
+    /// Returns what is left behind nevertheless, one thing and its reason a line.
+    fn end(&mut self) -> Vec<String>;
 
     /// Ends one replica and its children at once, as a crash would. Does nothing if it has ended.
     fn kill(&self, replica: Replica);
@@ -190,6 +242,24 @@ pub enum LaunchError {
         /// Why not.
         source: io::Error,
     },
+    /// The process that would clean up after this one could not be started.
+    #[cfg(feature = "docker")]
+    #[error("failed to start the process that cleans up if this one dies")]
+    Guardian {
+        /// Why not.
+        source: io::Error,
+    },
+    /// The image does not say what it runs.
+    #[cfg(feature = "docker")]
+    #[error("the image `{image}` has no entry point (its Dockerfile needs `ENTRYPOINT [\"/path/of/the/program\"]`)")]
+    NoEntrypoint {
+        /// The image.
+        image: String,
+    },
+    /// The container engine failed.
+    #[cfg(feature = "docker")]
+    #[error(transparent)]
+    Engine(#[from] docker::EngineError),
     /// A replica was started but could not be watched; it was ended.
     #[error("failed to watch {replica}")]
     Watch {

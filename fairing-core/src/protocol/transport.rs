@@ -71,7 +71,7 @@ fn wrong_address(address: &Address) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, format!("`{address}` is not an address of this transport"))
 }
 
-fn unix_stream(stream: UnixStream) -> io::Result<Box<dyn Stream>> {
+pub(crate) fn unix_stream(stream: UnixStream) -> io::Result<Box<dyn Stream>> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(TICK))?;
     stream.set_write_timeout(Some(TICK))?;

@@ -1,14 +1,16 @@
 //! The caller's side of the protocol: listens to the coordinator and fetches the result.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use crate::launch::Way;
 use crate::protocol::connection::{Connection, ConnectionError, Patience, at_most};
 use crate::protocol::deadline::{HELLO, JOIN, STALL};
 use crate::protocol::frame::Kind;
 use crate::protocol::message::{FromCoordinator, Hello, Incarnation, Purpose, Speaker};
-use crate::protocol::transport::{Transport, connect_patiently};
+use crate::protocol::transport::{Listener, Stream, Transport, connect_patiently, unix_stream};
 use crate::topology::Address;
 
 /// What the coordinator's connection brings.
@@ -22,6 +24,27 @@ pub(super) enum Heard {
     Model { model: Vec<u8>, tensors: Vec<u8> },
     /// The connection is over; why is seen elsewhere, from the coordinator's process or from what it said before.
     Gone,
+}
+
+/// The caller's transport: whatever way the launcher has to the coordinator.
+pub(super) struct Route {
+    way: Arc<dyn Way>,
+}
+
+impl Route {
+    pub(super) fn new(way: Arc<dyn Way>) -> Self {
+        Self { way }
+    }
+}
+
+impl Transport for Route {
+    fn listen(&self, _: &Address) -> io::Result<Box<dyn Listener>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn connect(&self, _: &Address) -> io::Result<Box<dyn Stream>> {
+        unix_stream(self.way.connect()?)
+    }
 }
 
 /// How often a caller calls again; a coordinator that hangs up more often than this is not to be reached.

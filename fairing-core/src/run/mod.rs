@@ -231,12 +231,14 @@ pub(crate) fn start<T: DistributedTraining>(value: &T, options: &LaunchOptions) 
     let folder = RunFolder::create(&config.runs, type_name, started.1)?;
     let name = folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
 
+    let placements = placements(&name, &config, launcher.addresses(&config.topology));
+    let payloads = vec![payload; placements.len()];
     let plan = LaunchPlan {
         run: name.clone(),
-        placements: placements(&name, &config, launcher.addresses(&config.topology)),
+        placements,
         program: Program { arguments, ..Program::running() },
         variables: forwarded(&config),
-        payload,
+        payloads,
     };
     let (messages, received) = sync_channel(watch::QUEUE);
     let watch = watch::Watch {

@@ -29,7 +29,6 @@ use crate::protocol::connection::Connection;
 use crate::protocol::deadline::{GRACE, HEARTBEAT, JOIN, WORST_LOSS, WORST_WAIT};
 use crate::protocol::failure::{Failure, FailureKind};
 use crate::protocol::message::{FromCoordinator, Numbered, ToCoordinator, WorkerEnd};
-use crate::protocol::transport::Unix;
 use crate::topology::{Rank, Replica, Role, Topology};
 
 /// Messages that may wait for the watcher; a replica that writes faster than the terminal shows waits itself.
@@ -108,8 +107,9 @@ impl Watch {
         let ended = Arc::new(AtomicBool::new(false));
         let (messages, caller_ended) = (self.messages, ended.clone());
         let (run, address) = (self.plan.run.clone(), self.plan.placements[0].servers[0].clone());
+        let way = caller::Route::new(launched.way());
         std::thread::spawn(move || {
-            caller::listen(&Unix, &address, &run, &caller_ended, |heard| {
+            caller::listen(&way, &address, &run, &caller_ended, |heard| {
                 messages.send(Message::Coordinator(heard)).is_ok()
             });
         });
@@ -250,7 +250,9 @@ impl Watcher {
             }
         }
         self.ended.store(true, Ordering::Release);
-        self.launched.end();
+        for left in self.launched.end() {
+            self.show(&Event::Warning(left));
+        }
         self.finish()
     }
 

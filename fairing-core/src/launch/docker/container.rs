@@ -1,0 +1,144 @@
+//! What the engine is asked to create, as values. Performs no IO.
+
+use std::collections::HashMap;
+
+use bollard::models::{
+    ContainerCreateBody, EndpointSettings, HostConfig, HostConfigLogConfig, NetworkCreateRequest, NetworkingConfig,
+    RestartPolicy, RestartPolicyNameEnum,
+};
+
+use super::super::LaunchPlan;
+use crate::topology::{Address, Placement, Replica, Role, Topology};
+
+/// Label with the name of the run.
+pub(super) const RUN_LABEL: &str = "fairing.dev/run";
+/// Label with the role of a replica.
+const ROLE_LABEL: &str = "fairing.dev/role";
+/// Label with the rank of a replica.
+const RANK_LABEL: &str = "fairing.dev/rank";
+/// Label that says who made something.
+const MANAGER_LABEL: (&str, &str) = ("app.kubernetes.io/managed-by", "fairing");
+
+/// Port of every server. Nothing is published: the containers of a run have a network of their own.
+pub(super) const PORT: u16 = 7070;
+
+/// The user and group of the replicas: no user of any system, as in images without a shell.
+const USER: &str = "65532:65532";
+
+/// Processes and threads of a replica: enough for any thread pool, too few to harm the machine.
+const MOST_PROCESSES: i64 = 4096;
+
+/// The folder for temporary files, the only one that can be written to.
+const TEMPORARY: (&str, &str) = ("/tmp", "rw,nosuid,nodev,noexec,mode=1777,size=256m");
+
+/// What one replica may use of the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// Thousandths of a processor core; `None`: as much as there is.
+    pub millicores: Option<u64>,
+    /// Bytes of memory; `None`: as much as there is.
+    pub memory_bytes: Option<u64>,
+}
+
+/// The limits of both roles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RoleLimits {
+    /// Of each worker.
+    pub worker: Limits,
+    /// Of each parameter server.
+    pub ps: Limits,
+}
+
+impl RoleLimits {
+    pub(super) fn of(&self, role: Role) -> Limits {
+        match role {
+            Role::Worker => self.worker,
+            Role::Ps => self.ps,
+        }
+    }
+}
+
+/// Name of a replica's container.
+pub(super) fn name(run: &str, replica: Replica) -> String {
+    format!("{run}-{}", replica.file_name())
+}
+
+/// The servers' addresses: each replica's short name is its alias on the run's network.
+pub(super) fn addresses(topology: &Topology) -> Vec<Address> {
+    let address = |server: Replica| Address::Tls { server, host: server.file_name(), port: PORT };
+    topology.servers().map(address).collect()
+}
+
+/// The labels of everything that belongs to a run.
+fn labels(run: &str) -> HashMap<String, String> {
+    let pairs = [(RUN_LABEL, run), MANAGER_LABEL];
+    pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
+}
+
+/// The private network of a run: its containers reach each other and nothing else.
+pub(super) fn network(run: &str) -> NetworkCreateRequest {
+    NetworkCreateRequest {
+        name: run.to_owned(),
+        driver: Some("bridge".to_owned()),
+        internal: Some(true),
+        labels: Some(labels(run)),
+        ..NetworkCreateRequest::default()
+    }
+}
+
+/// The container of one replica, from the image `image`.
+pub(super) fn container(
+    plan: &LaunchPlan,
+    placement: &Placement,
+    image: &str,
+    limits: &RoleLimits,
+) -> ContainerCreateBody {
+    let replica = placement.replica;
+    let mut labels = labels(&plan.run);
+    labels.insert(ROLE_LABEL.to_owned(), replica.role.to_string());
+    labels.insert(RANK_LABEL.to_owned(), replica.rank.to_string());
+    let limits = limits.of(replica.role);
+    let host = HostConfig {
+        network_mode: Some(plan.run.clone()),
+        nano_cpus: limits.millicores.and_then(|millicores| i64::try_from(millicores * 1_000_000).ok()),
+        memory: limits.memory_bytes.and_then(|bytes| i64::try_from(bytes).ok()),
+        // Swap would make a run that is over its limit slow instead of ending it.
+        memory_swap: limits.memory_bytes.and_then(|bytes| i64::try_from(bytes).ok()),
+        pids_limit: Some(MOST_PROCESSES),
+        readonly_rootfs: Some(true),
+        cap_drop: Some(vec!["ALL".to_owned()]),
+        security_opt: Some(vec!["no-new-privileges".to_owned()]),
+        tmpfs: Some(HashMap::from([(TEMPORARY.0.to_owned(), TEMPORARY.1.to_owned())])),
+        restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
+        // The launcher reads every line as it is written and keeps it; a second copy at the engine would only fill its disk.
+        log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
+        ..HostConfig::default()
+    };
+    let endpoint = EndpointSettings { aliases: Some(vec![replica.file_name()]), ..EndpointSettings::default() };
+    ContainerCreateBody {
+        image: Some(image.to_owned()),
+        cmd: Some(plan.program.arguments.iter().map(|argument| argument.to_string_lossy().into_owned()).collect()),
+        env: Some(environment(plan, placement)),
+        user: Some(USER.to_owned()),
+        labels: Some(labels),
+        // The value and the identity arrive here, and its end is the launcher's end.
+        open_stdin: Some(true),
+        stdin_once: Some(true),
+        attach_stdin: Some(true),
+        attach_stdout: Some(true),
+        attach_stderr: Some(true),
+        tty: Some(false),
+        host_config: Some(host),
+        networking_config: Some(NetworkingConfig {
+            endpoints_config: Some(HashMap::from([(plan.run.clone(), endpoint)])),
+        }),
+        ..ContainerCreateBody::default()
+    }
+}
+
+fn environment(plan: &LaunchPlan, placement: &Placement) -> Vec<String> {
+    let mut variables = super::super::tuning(placement);
+    variables.extend(plan.variables.iter().map(|(name, value)| (name.clone(), value.to_string_lossy().into_owned())));
+    variables.extend(placement.to_env().into_iter().map(|(name, value)| (name.to_owned(), value)));
+    variables.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
+}

@@ -1,0 +1,296 @@
+//! The container engine: finding it, talking to it with deadlines, and saying in words what is wrong with it.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bollard::{API_DEFAULT_VERSION, Docker};
+
+use crate::config::Env;
+use crate::reactor::Reactor;
+
+/// How long the engine may take to answer a request that makes, starts or removes something. A loaded engine takes seconds.
+pub(super) const CALL: Duration = Duration::from_secs(60);
+
+/// How long the engine may take to say that it is there.
+const GREETING: Duration = Duration::from_secs(10);
+
+/// Seconds that the client library itself waits for the head of an answer; the calls here have deadlines of their own.
+const LIBRARY_TIMEOUT: u64 = 24 * 60 * 60;
+
+/// Oldest engine interface that will do: that of Docker 20.10.
+const OLDEST: (usize, usize) = (1, 41);
+
+/// Failure of a container engine.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// No socket of an engine was found.
+    #[error(
+        "no container engine was found (looked for {}; start Docker or Podman, or set DOCKER_HOST)",
+        sockets.iter().map(|path| format!("`{}`", path.display())).collect::<Vec<_>>().join(", ")
+    )]
+    NotFound {
+        /// Where one would have been.
+        sockets: Vec<PathBuf>,
+    },
+    /// There is an address, but nobody answers.
+    #[error("no container engine answers at `{address}`: {reason} (start it, or set DOCKER_HOST to another one)")]
+    NoAnswer {
+        /// Where it should be.
+        address: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The socket may not be opened.
+    #[error(
+        "no right to use the container engine at `{address}` (join the group that owns the socket, for Docker: \
+         `sudo usermod -aG docker $USER` and a new login; or use a rootless engine)"
+    )]
+    NoRights {
+        /// Where it is.
+        address: String,
+    },
+    /// An address of a kind that is not supported.
+    #[error(
+        "DOCKER_HOST is `{address}`, which is not supported (unix:// and tcp:// without TLS are; for a remote engine \
+             forward its socket, for example `ssh -NL /tmp/engine.sock:/var/run/docker.sock HOST`)"
+    )]
+    Unsupported {
+        /// What DOCKER_HOST says.
+        address: String,
+    },
+    /// An engine from before 2020.
+    #[error("the container engine at `{address}` speaks version {version} of the interface ({}.{} at least: Docker 20.10 or Podman 4)",
+            OLDEST.0, OLDEST.1)]
+    TooOld {
+        /// Where it is.
+        address: String,
+        /// What it speaks.
+        version: String,
+    },
+    /// It did not do what it was asked to.
+    #[error("the container engine failed to {action}: {reason}")]
+    Refused {
+        /// What it was to do.
+        action: String,
+        /// Its own words.
+        reason: String,
+        /// The status of its answer, as in HTTP; `None` if there was no answer.
+        status: Option<u16>,
+    },
+}
+
+impl EngineError {
+    /// Whether the engine said that there is no such thing.
+    pub(super) fn is_absence(&self) -> bool {
+        matches!(self, EngineError::Refused { status: Some(404), .. })
+    }
+
+    /// Whether the engine did not answer at all.
+    pub(super) fn is_silence(&self) -> bool {
+        matches!(self, EngineError::Refused { status: None, .. })
+    }
+}
+
+/// A connection to a container engine.
+#[derive(Clone)]
+pub struct Engine {
+    reactor: Arc<Reactor>,
+    docker: Docker,
+    address: String,
+    cores: u32,
+    architecture: String,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// The engine that DOCKER_HOST names, or the first whose socket is found: Docker, rootless Docker, Docker Desktop,
+    /// Podman.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError`]; within ten seconds.
+    pub fn connect(env: &impl Env) -> Result<Self, EngineError> {
+        let address = address(env)?;
+        let unsupported = || EngineError::Unsupported { address: address.clone() };
+        let wants_tls = env.get("DOCKER_TLS_VERIFY").is_some_and(|value| !value.is_empty());
+        let no_answer = |reason: String| EngineError::NoAnswer { address: address.clone(), reason };
+        let connected = if let Some(path) = address.strip_prefix("unix://") {
+            check_rights(Path::new(path), &address)?;
+            Docker::connect_with_unix(&address, LIBRARY_TIMEOUT, API_DEFAULT_VERSION)
+        } else if address.starts_with("tcp://") && !wants_tls {
+            Docker::connect_with_http(&address, LIBRARY_TIMEOUT, API_DEFAULT_VERSION)
+        } else {
+            return Err(unsupported());
+        };
+        let docker = connected.map_err(|error| no_answer(error.to_string()))?;
+        let reactor = Reactor::start().map_err(|error| no_answer(format!("cannot start a thread: {error}")))?;
+        let greeting = async {
+            let docker = docker.negotiate_version().await?;
+            let info = docker.info().await?;
+            Ok::<_, bollard::errors::Error>((docker, info))
+        };
+        let greeted = reactor.wait(async { tokio::time::timeout(GREETING, greeting).await });
+        let (docker, info) = match greeted {
+            Err(_) => return Err(no_answer(format!("nothing within {} s", GREETING.as_secs()))),
+            Ok(greeted) => greeted.map_err(|error| no_answer(words(&error)))?,
+        };
+        let version = docker.client_version();
+        if (version.major_version, version.minor_version) < OLDEST {
+            return Err(EngineError::TooOld { address, version: version.to_string() });
+        }
+        let cores = info.ncpu.and_then(|cores| u32::try_from(cores).ok()).unwrap_or(1).max(1);
+        Ok(Self {
+            reactor: Arc::new(reactor),
+            docker,
+            address,
+            cores,
+            architecture: info.architecture.unwrap_or_default(),
+        })
+    }
+
+    /// Where it is, as DOCKER_HOST spells it.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Its processor cores.
+    pub fn cores(&self) -> u32 {
+        self.cores
+    }
+
+    /// Its processor architecture, as `uname` spells it.
+    pub fn architecture(&self) -> &str {
+        &self.architecture
+    }
+
+    pub(super) fn docker(&self) -> &Docker {
+        &self.docker
+    }
+
+    pub(super) fn reactor(&self) -> &Reactor {
+        &self.reactor
+    }
+
+    /// Asks for something and waits for the answer, at most [`CALL`].
+    pub(super) fn call<T: Send>(
+        &self,
+        action: &str,
+        request: impl Future<Output = Result<T, bollard::errors::Error>> + Send,
+    ) -> Result<T, EngineError> {
+        self.reactor.wait(in_time(action, request))
+    }
+}
+
+/// The answer to a request, within [`CALL`].
+pub(super) async fn in_time<T>(
+    action: &str,
+    request: impl Future<Output = Result<T, bollard::errors::Error>>,
+) -> Result<T, EngineError> {
+    match tokio::time::timeout(CALL, request).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => Err(refused(action, &error)),
+        Err(_) => {
+            let reason = format!("no answer within {} s", CALL.as_secs());
+            Err(EngineError::Refused { action: action.to_owned(), reason, status: None })
+        }
+    }
+}
+
+pub(super) fn refused(action: &str, error: &bollard::errors::Error) -> EngineError {
+    let status = match error {
+        bollard::errors::Error::DockerResponseServerError { status_code, .. } => Some(*status_code),
+        _ => None,
+    };
+    EngineError::Refused { action: action.to_owned(), reason: words(error), status }
+}
+
+/// An error with its causes, without the library's own frame around what the engine said.
+pub(super) fn words(error: &bollard::errors::Error) -> String {
+    if let bollard::errors::Error::DockerResponseServerError { message, .. } = error {
+        return message.clone();
+    }
+    let error: &dyn std::error::Error = error;
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| {
+        let cause = cause.to_string();
+        if text.ends_with(&cause) { text } else { format!("{text}: {cause}") }
+    })
+}
+
+fn address(env: &impl Env) -> Result<String, EngineError> {
+    if let Some(address) = env.get("DOCKER_HOST").filter(|address| !address.is_empty()) {
+        return Ok(address);
+    }
+    let sockets = sockets(env);
+    let found = sockets.iter().find(|path| path.exists());
+    found.map(|path| format!("unix://{}", path.display())).ok_or(EngineError::NotFound { sockets })
+}
+
+/// Where engines have their sockets, the most common first.
+fn sockets(env: &impl Env) -> Vec<PathBuf> {
+    let runtime = env.get("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let home = env.get("HOME").map(PathBuf::from);
+    let places = [
+        Some("/var/run/docker.sock".into()),
+        runtime.as_ref().map(|folder| folder.join("docker.sock")),
+        home.map(|folder| folder.join(".docker/run/docker.sock")),
+        runtime.map(|folder| folder.join("podman/podman.sock")),
+        Some("/run/podman/podman.sock".into()),
+    ];
+    places.into_iter().flatten().collect()
+}
+
+/// Tells a socket that may not be opened from an engine that is not there; the client library does not.
+fn check_rights(path: &Path, address: &str) -> Result<(), EngineError> {
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            Err(EngineError::NoRights { address: address.to_owned() })
+        }
+        Err(error) => Err(EngineError::NoAnswer { address: address.to_owned(), reason: error.to_string() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn error(pairs: &[(&str, &str)]) -> String {
+        let env: BTreeMap<String, String> =
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Engine::connect(&env).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_engine_that_is_not_there_is_named_with_the_remedy() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = format!("unix://{}/no.sock", folder.path().display());
+        let message = error(&[("DOCKER_HOST", &missing)]);
+        assert!(message.starts_with(&format!("no container engine answers at `{missing}`: No such file")), "{message}");
+        assert!(message.ends_with("(start it, or set DOCKER_HOST to another one)"), "{message}");
+        let message = error(&[("DOCKER_HOST", "ssh://host")]);
+        assert!(message.contains("`ssh://host`, which is not supported"), "{message}");
+        let message = error(&[("DOCKER_HOST", "tcp://127.0.0.1:1"), ("DOCKER_TLS_VERIFY", "1")]);
+        assert!(message.contains("which is not supported"), "{message}");
+        let message = error(&[("DOCKER_HOST", "tcp://127.0.0.1:1")]);
+        assert!(message.contains("Connection refused"), "{message}");
+    }
+
+    #[test]
+    fn a_socket_that_says_nothing_does_not_hold_anybody_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("silent.sock");
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let message = error(&[("DOCKER_HOST", &format!("unix://{}", path.display()))]);
+        assert!(message.contains("nothing within 10 s"), "{message}");
+    }
+}

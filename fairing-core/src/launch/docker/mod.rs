@@ -1,0 +1,470 @@
+//! Replicas as containers of one engine.
+//!
+//! ```text
+//! engine      finding the engine; calls with deadlines; what is wrong with it in words
+//! container   what is created, as values
+//! image       handing the image to the engine
+//! way         to the coordinator, by a relay that the engine starts beside it
+//! guardian    removes what a dead launcher leaves behind
+//! sweep       finds what is left of earlier runs
+//! ```
+//!
+//! Each run has a private network without a way out, and one container per replica. The launcher is attached to each
+//! container: value and identity go in by its standard input, its output comes back, and the end of that stream ends the
+//! replica, as on one machine. No address of a container is used from outside.
+
+mod container;
+mod engine;
+mod guardian;
+mod way;
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bollard::Docker;
+use bollard::container::{AttachContainerResults, LogOutput};
+use bollard::errors::Error;
+use bollard::models::ContainerCreateBody;
+use bollard::query_parameters as query;
+use futures_util::StreamExt as _;
+use futures_util::future::join_all;
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::events::{Ending, Events, LastLines};
+use super::lines::Lines;
+use super::{LaunchError, LaunchPlan, Launched, Launcher, ReplicaEvent, Way};
+use crate::lifeline;
+use crate::observe::events::{Exit, Stream};
+use crate::topology::{Address, Placement, Replica, Topology};
+
+pub use container::{Limits, RoleLimits};
+pub use engine::{Engine, EngineError};
+
+use container::RUN_LABEL;
+use engine::in_time;
+use guardian::Guardian;
+use way::Exec;
+
+/// Time for everything of a run to be killed and removed, beyond which the guardian goes on without the launcher.
+const END_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long the engine may take to say how a container ended after its output has: longer only if it is gone.
+const VERDICT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Pause between two attempts to remove a network that its containers have just left.
+const NAP: Duration = Duration::from_millis(50);
+
+/// Code of a replica whose end nobody saw, because the engine went away.
+const UNSEEN: i32 = -1;
+
+/// Starts replicas as containers of one engine, from an image that the engine has.
+#[derive(Debug)]
+pub struct DockerLauncher {
+    engine: Engine,
+    image: String,
+    limits: RoleLimits,
+}
+
+impl DockerLauncher {
+    /// A launcher that starts `image`, an id or a reference that `engine` knows.
+    pub fn new(engine: Engine, image: String, limits: RoleLimits) -> Self {
+        Self { engine, image, limits }
+    }
+}
+
+impl Launcher for DockerLauncher {
+    fn addresses(&self, topology: &Topology) -> Vec<Address> {
+        container::addresses(topology)
+    }
+
+    fn launch(
+        self: Box<Self>,
+        plan: &LaunchPlan,
+        events: SyncSender<ReplicaEvent>,
+    ) -> Result<Box<dyn Launched>, LaunchError> {
+        plan.check_payloads()?;
+        let ending = Arc::<Ending>::default();
+        let events = Events::new(events, ending.clone());
+        // First of all, so that there is no moment at which something is left to nobody.
+        let guardian = Guardian::start(&plan.run).map_err(|source| LaunchError::Guardian { source })?;
+        let coordinator = plan.placements[0].topology.coordinator();
+        let command = self.entrypoint()?;
+        let way = Arc::new(Exec::new(self.engine.clone(), container::name(&plan.run, coordinator), command));
+        let mut run = DockerRun {
+            engine: self.engine.clone(),
+            image: self.image,
+            limits: self.limits,
+            run: plan.run.clone(),
+            members: Vec::new(),
+            ending,
+            guardian: Some(guardian),
+            way,
+        };
+        // From here on a failure drops `run`, which removes what there is.
+        let network = container::network(&plan.run);
+        let created = self.engine.docker().create_network(network);
+        self.engine.call(&format!("create the network `{}`", plan.run), created)?;
+        let members = thread::scope(|scope| {
+            let start = |(placement, payload): (&Placement, &Vec<u8>)| {
+                let (run, events, payload) = (&run, events.clone(), lifeline::frame(payload));
+                let placement = placement.clone();
+                scope.spawn(move || run.start(plan, &placement, payload, events))
+            };
+            let starting: Vec<_> = plan.placements.iter().zip(&plan.payloads).map(start).collect();
+            let started = starting.into_iter().map(|thread| thread.join().expect("starting does not panic"));
+            started.collect::<Vec<_>>()
+        });
+        let mut failure = None;
+        for member in members {
+            match member {
+                Ok(member) => run.members.push(member),
+                Err(error) => _ = failure.get_or_insert(error),
+            }
+        }
+        match failure {
+            None => Ok(Box::new(run)),
+            Some(error) => Err(error),
+        }
+    }
+}
+
+impl DockerLauncher {
+    /// What the image runs, for the relay.
+    fn entrypoint(&self) -> Result<Vec<String>, LaunchError> {
+        let inspected = self.engine.docker().inspect_image(&self.image);
+        let image = self.engine.call(&format!("look at the image `{}`", self.image), inspected)?;
+        let config = image.config.unwrap_or_default();
+        let command = config.entrypoint.filter(|command| !command.is_empty()).or(config.cmd).unwrap_or_default();
+        if command.is_empty() {
+            return Err(LaunchError::NoEntrypoint { image: self.image.clone() });
+        }
+        Ok(command)
+    }
+}
+
+struct DockerRun {
+    engine: Engine,
+    image: String,
+    limits: RoleLimits,
+    run: String,
+    members: Vec<Member>,
+    ending: Arc<Ending>,
+    /// Given up when nothing is left.
+    guardian: Option<Guardian>,
+    way: Arc<Exec>,
+}
+
+/// One replica's container and what is attached to it. Dropping it closes the replica's standard input, which ends it.
+struct Member {
+    replica: Replica,
+    id: String,
+    last_lines: Arc<LastLines>,
+    /// Holds the replica's standard input, its lifeline.
+    input: JoinHandle<()>,
+    doomed: watch::Sender<bool>,
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.input.abort();
+    }
+}
+
+impl DockerRun {
+    fn member(&self, replica: Replica) -> Option<&Member> {
+        self.members.iter().find(|member| member.replica == replica)
+    }
+
+    /// Creates the container of a replica, attaches to it, starts it and gives it its payload.
+    fn start(
+        &self,
+        plan: &LaunchPlan,
+        placement: &Placement,
+        payload: Vec<u8>,
+        events: Events,
+    ) -> Result<Member, LaunchError> {
+        let replica = placement.replica;
+        let name = container::name(&plan.run, replica);
+        let body = container::container(plan, placement, &self.image, &self.limits);
+        let (id, attached) = self.engine.reactor().wait(create(self.engine.docker(), &name, body))?;
+        let AttachContainerResults { output, input } = attached;
+        let last_lines = Arc::<LastLines>::default();
+        let (doomed, doom) = watch::channel(false);
+        let input = self.engine.reactor().spawn(feed(input, payload));
+        let watcher = Watcher {
+            engine: self.engine.clone(),
+            replica,
+            id: id.clone(),
+            last_lines: last_lines.clone(),
+            events,
+            doom,
+            memory_bytes: self.limits.of(replica.role).memory_bytes,
+        };
+        // Made first, so that a failure to start the thread ends the replica.
+        let member = Member { replica, id, last_lines, input, doomed };
+        let thread = thread::Builder::new().name(format!("{}-io", replica.file_name()));
+        thread.spawn(move || watcher.run(output)).map_err(|source| LaunchError::Watch { replica, source })?;
+        Ok(member)
+    }
+}
+
+async fn create(
+    docker: &Docker,
+    name: &str,
+    body: ContainerCreateBody,
+) -> Result<(String, AttachContainerResults), EngineError> {
+    let options = query::CreateContainerOptionsBuilder::default().name(name).build();
+    let created = docker.create_container(Some(options), body);
+    let id = in_time(&format!("create the container `{name}`"), created).await?.id;
+    let options =
+        query::AttachContainerOptionsBuilder::default().stdin(true).stdout(true).stderr(true).stream(true).build();
+    let attached = docker.attach_container(&id, Some(options));
+    let attached = in_time(&format!("attach to the container `{name}`"), attached).await?;
+    let started = docker.start_container(&id, None::<query::StartContainerOptions>);
+    in_time(&format!("start the container `{name}`"), started).await?;
+    Ok((id, attached))
+}
+
+/// Gives a replica its payload and then holds its standard input open.
+async fn feed(mut input: Pin<Box<dyn AsyncWrite + Send>>, payload: Vec<u8>) {
+    // A replica that ends before it has taken its payload says by its end what there is to say.
+    let _ = input.write_all(&payload).await;
+    let _ = input.flush().await;
+    drop(payload);
+    std::future::pending().await
+}
+
+impl Launched for DockerRun {
+    fn way(&self) -> Arc<dyn Way> {
+        self.way.clone()
+    }
+
+    fn end(&mut self) -> Vec<String> {
+        let Some(guardian) = self.guardian.take() else { return Vec::new() };
+        self.ending.begin();
+        for member in &self.members {
+            member.doomed.send_replace(true);
+        }
+        let removing = async { tokio::time::timeout(END_TIMEOUT, remove(self.engine.docker(), &self.run)).await };
+        let removed = self.engine.reactor().wait(removing);
+        let reason = match removed {
+            Ok(Ok(_)) => {
+                guardian.dismiss();
+                return Vec::new();
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("the engine did not remove it within {} s", END_TIMEOUT.as_secs()),
+        };
+        // Without a goodbye the guardian tries on, also after this process has ended.
+        drop(guardian);
+        vec![format!("something of the run `{}` may be left at `{}`: {reason}", self.run, self.engine.address())]
+    }
+
+    fn kill(&self, replica: Replica) {
+        let Some(member) = self.member(replica) else { return };
+        let options = query::KillContainerOptionsBuilder::default().signal("SIGKILL").build();
+        let killed = self.engine.docker().kill_container(&member.id, Some(options));
+        // Fails if it has ended, or if the engine is gone; the watcher of the container waits for either.
+        let _ = self.engine.call("kill a container", killed);
+        member.doomed.send_replace(true);
+    }
+
+    fn restart(
+        &mut self,
+        plan: &LaunchPlan,
+        replica: Replica,
+        events: SyncSender<ReplicaEvent>,
+    ) -> Result<(), LaunchError> {
+        let (placement, payload) = plan.of(replica);
+        self.members.retain(|member| member.replica != replica);
+        let name = container::name(&self.run, replica);
+        let options = query::RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+        let removed = self.engine.docker().remove_container(&name, Some(options));
+        match self.engine.call(&format!("remove the container `{name}`"), removed) {
+            Err(error) if !error.is_absence() => return Err(error.into()),
+            _ => {}
+        }
+        let events = Events::new(events, self.ending.clone());
+        let member = self.start(plan, placement, lifeline::frame(payload), events)?;
+        self.members.push(member);
+        Ok(())
+    }
+
+    fn process_id(&self, _: Replica) -> Option<u32> {
+        None
+    }
+
+    fn last_lines(&self, replica: Replica) -> Vec<String> {
+        self.member(replica).map(|member| member.last_lines.get()).unwrap_or_default()
+    }
+}
+
+impl Drop for DockerRun {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Reads what a container writes and reports its end.
+struct Watcher {
+    engine: Engine,
+    replica: Replica,
+    id: String,
+    last_lines: Arc<LastLines>,
+    events: Events,
+    /// Set when the container was killed from here.
+    doom: watch::Receiver<bool>,
+    memory_bytes: Option<u64>,
+}
+
+impl Watcher {
+    fn run(self, mut output: Pin<Box<dyn futures_util::Stream<Item = Result<LogOutput, Error>> + Send>>) {
+        let mut doom = self.doom.clone();
+        let mut given_up = Box::pin(async move {
+            // An error means that the launcher has dropped the container, which is as much as its end.
+            let _ = doom.wait_for(|doomed| *doomed).await;
+            tokio::time::sleep(VERDICT_TIMEOUT).await;
+        });
+        let engine = self.engine.clone();
+        let mut lines = [Lines::default(), Lines::default()];
+        loop {
+            let next = engine.reactor().here(async {
+                tokio::select! {
+                    next = output.next() => next,
+                    () = &mut given_up => None,
+                }
+            });
+            let (stream, bytes) = match next {
+                Some(Ok(LogOutput::StdOut { message } | LogOutput::Console { message })) => (Stream::Stdout, message),
+                Some(Ok(LogOutput::StdErr { message })) => (Stream::Stderr, message),
+                Some(Ok(LogOutput::StdIn { .. })) => continue,
+                // The engine is gone, or the container; the wait below tells which.
+                Some(Err(_)) | None => break,
+            };
+            lines[stream as usize].push(&bytes, |text| self.deliver(stream, text));
+        }
+        for (stream, lines) in [Stream::Stdout, Stream::Stderr].into_iter().zip(&mut lines) {
+            if let Some(text) = lines.finish() {
+                self.deliver(stream, text);
+            }
+        }
+        let end = engine.reactor().here(async {
+            tokio::select! {
+                end = self.verdict() => end,
+                () = &mut given_up => Err("the engine did not say how it ended".to_owned()),
+            }
+        });
+        let exit = match end {
+            Ok(Verdict { exit, out_of_memory }) => {
+                if out_of_memory {
+                    self.say(&self.out_of_memory());
+                }
+                exit
+            }
+            Err(reason) => {
+                self.say(&format!("fairing: its container was lost sight of: {reason}"));
+                Exit::Code(UNSEEN)
+            }
+        };
+        self.events.send(ReplicaEvent::Exited { replica: self.replica, exit });
+    }
+
+    fn deliver(&self, stream: Stream, text: String) {
+        self.last_lines.deliver(&self.events, self.replica, stream, text);
+    }
+
+    fn say(&self, text: &str) {
+        self.deliver(Stream::Stderr, text.to_owned());
+    }
+
+    fn out_of_memory(&self) -> String {
+        let limit = self.memory_bytes.map_or("all of the machine's".to_owned(), |bytes| format!("{} MiB", bytes >> 20));
+        format!("fairing: ended by the kernel: out of memory (limit {limit}; raise `memory` of this role)")
+    }
+
+    /// How the container ended, once it has.
+    async fn verdict(&self) -> Result<Verdict, String> {
+        let docker = self.engine.docker();
+        let options = query::WaitContainerOptionsBuilder::default().condition("not-running").build();
+        let mut waited = Box::pin(docker.wait_container(&self.id, Some(options)));
+        let code = match waited.next().await {
+            Some(Ok(waited)) => waited.status_code,
+            Some(Err(Error::DockerContainerWaitError { code, .. })) => code,
+            Some(Err(error)) => return Err(engine::words(&error)),
+            None => return Err("the engine went away".to_owned()),
+        };
+        let inspected = tokio::time::timeout(VERDICT_TIMEOUT, docker.inspect_container(&self.id, None));
+        let state = inspected.await.ok().and_then(Result::ok).and_then(|container| container.state);
+        let out_of_memory = state.and_then(|state| state.oom_killed).unwrap_or(false);
+        Ok(Verdict { exit: exit(code), out_of_memory })
+    }
+}
+
+struct Verdict {
+    exit: Exit,
+    out_of_memory: bool,
+}
+
+/// Engines report a signal as shells do.
+fn exit(code: i64) -> Exit {
+    let code = i32::try_from(code).unwrap_or(UNSEEN);
+    if (129..160).contains(&code) { Exit::Signal(code - 128) } else { Exit::Code(code) }
+}
+
+/// What was removed of a run, or of several.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Removed {
+    pub(crate) containers: Vec<String>,
+    pub(crate) networks: Vec<String>,
+}
+
+impl Removed {
+    fn is_empty(&self) -> bool {
+        self.containers.is_empty() && self.networks.is_empty()
+    }
+}
+
+/// Ends and removes the containers and the network of `run`, whoever made them.
+async fn remove(docker: &Docker, run: &str) -> Result<Removed, EngineError> {
+    let filters = HashMap::from([("label".to_owned(), vec![format!("{RUN_LABEL}={run}")])]);
+    let mut removed = Removed::default();
+    let options = query::ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+    let listed = in_time("list the containers of a run", docker.list_containers(Some(options))).await?;
+    let containers: Vec<String> = listed.into_iter().filter_map(|container| container.id).collect();
+    let removing = containers.iter().map(|id| {
+        let options = query::RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+        in_time("remove a container", docker.remove_container(id, Some(options)))
+    });
+    for (id, result) in containers.iter().zip(join_all(removing).await) {
+        match result {
+            // Somebody else removed it, or is at it.
+            Err(EngineError::Refused { status: Some(404 | 409), .. }) => {}
+            Err(error) => return Err(error),
+            Ok(()) => removed.containers.push(id.clone()),
+        }
+    }
+    let options = query::ListNetworksOptionsBuilder::default().filters(&filters).build();
+    let networks = in_time("list the networks of a run", docker.list_networks(Some(options))).await?;
+    for id in networks.into_iter().filter_map(|network| network.id) {
+        let deadline = Instant::now() + VERDICT_TIMEOUT;
+        loop {
+            match in_time("remove a network", docker.remove_network(&id)).await {
+                Ok(()) => {
+                    removed.networks.push(id);
+                    break;
+                }
+                Err(error) if error.is_absence() => break,
+                // A container that has just been removed may still count as connected.
+                Err(error) if error.is_silence() || Instant::now() > deadline => return Err(error),
+                Err(_) => tokio::time::sleep(NAP).await,
+            }
+        }
+    }
+    Ok(removed)
+}

@@ -1,0 +1,36 @@
+#!/bin/sh
+# A container engine of the tests' own. It lives in private mount, network and process namespaces, so that it cannot
+# disturb another engine, and its containers cannot be reached from outside. It ends when standard input ends, and leaves
+# nothing behind.
+#
+#     unshare --mount --net --pid --fork --kill-child --mount-proc sh tests/engine.sh FOLDER [REGISTRY-CONFIGURATION]
+#
+# FOLDER is a new folder: `docker.sock` and `docker.log` are in it while the engine runs. With a configuration, a registry
+# runs beside the engine, so that what is pushed to a registry with the same storage outside can be pulled inside.
+
+set -u
+folder=$1
+name=fairing-$(basename "$folder")
+
+mount --make-rprivate / && mount -t tmpfs tmpfs /run || exit 1
+mkdir /run/data /run/tmp
+ip link set lo up
+
+if [ $# -gt 1 ]; then
+    docker-registry serve "$2" </dev/null >"$folder/registry.log" 2>&1 &
+fi
+# The folder of the data is on the temporary file system above, and so are all images and containers.
+DOCKER_TMPDIR=/run/tmp dockerd --host "unix://$folder/docker.sock" --data-root /run/data --exec-root /run/exec \
+    --pidfile /run/docker.pid --cgroup-parent "/$name" </dev/null >"$folder/docker.log" 2>&1 &
+
+cat >/dev/null
+
+# Everything but this shell, which is the first process of its namespace.
+kill -9 -1
+wait
+# Groups are no part of a namespace; they are empty now, or will be in a moment.
+for _ in 1 2 3 4 5 6 7 8 9 10; do
+    find /sys/fs/cgroup -depth -type d \( -path "*/$name" -o -path "*/$name/*" \) -exec rmdir {} + 2>/dev/null
+    find /sys/fs/cgroup -type d -name "$name" 2>/dev/null | grep -q . || break
+    sleep 0.1
+done
