@@ -82,6 +82,40 @@ impl fmt::Display for Replica {
     }
 }
 
+/// Whoever has a part in a run, shown as `worker 0` or `the caller`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Member {
+    /// One of its processes.
+    Replica(Replica),
+    /// The process that called `launch()`.
+    Caller,
+}
+
+impl Member {
+    /// The name on its certificate: `worker-0`, `caller`.
+    pub fn name(self) -> String {
+        match self {
+            Member::Replica(replica) => replica.file_name(),
+            Member::Caller => "caller".to_owned(),
+        }
+    }
+}
+
+impl From<Replica> for Member {
+    fn from(replica: Replica) -> Self {
+        Member::Replica(replica)
+    }
+}
+
+impl fmt::Display for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Member::Replica(replica) => replica.fmt(f),
+            Member::Caller => f.write_str("the caller"),
+        }
+    }
+}
+
 /// How many replicas of each role a run has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Topology {
@@ -187,13 +221,23 @@ impl fmt::Display for Mode {
     }
 }
 
-/// Where a parameter server listens, for example `unix:/run/x/ps-0.sock` or `memory:ps-0`.
+/// Where a parameter server listens, for example `unix:/run/x/ps-0.sock`, `memory:ps-0` or `tls:ps-0@fashion-ps-0:7700`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Address {
     /// A Unix socket in a private folder.
     Unix(PathBuf),
     /// A name within this process, for tests and `train_in_memory`.
     Memory(String),
+    /// A TCP port behind which a replica proves by its certificate that it is `server`. Whoever answers there without
+    /// is nobody: host and port say where to ask, not whom.
+    Tls {
+        /// Who must answer.
+        server: Replica,
+        /// A name that is resolved at each attempt, or an IP address without brackets.
+        host: String,
+        /// Where `server` listens.
+        port: u16,
+    },
 }
 
 impl fmt::Display for Address {
@@ -201,6 +245,10 @@ impl fmt::Display for Address {
         match self {
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
             Address::Memory(name) => write!(f, "memory:{name}"),
+            Address::Tls { server, host, port } if host.contains(':') => {
+                write!(f, "tls:{}@[{host}]:{port}", server.file_name())
+            }
+            Address::Tls { server, host, port } => write!(f, "tls:{}@{host}:{port}", server.file_name()),
         }
     }
 }
@@ -209,12 +257,38 @@ impl FromStr for Address {
     type Err = PlacementError;
 
     fn from_str(text: &str) -> Result<Self, PlacementError> {
-        match text.split_once(':') {
-            Some(("unix", path)) => Ok(Address::Unix(path.into())),
-            Some(("memory", name)) => Ok(Address::Memory(name.to_owned())),
-            _ => Err(PlacementError::Invalid { name: SERVERS, value: text.to_owned() }),
-        }
+        let address = match text.split_once(':') {
+            Some(("unix", path)) => Some(Address::Unix(path.into())),
+            Some(("memory", name)) => Some(Address::Memory(name.to_owned())),
+            Some(("tls", rest)) => tls_address(rest),
+            _ => None,
+        };
+        address.ok_or_else(|| PlacementError::Invalid { name: SERVERS, value: text.to_owned() })
     }
+}
+
+/// Reads what stands behind `tls:`.
+fn tls_address(text: &str) -> Option<Address> {
+    let (server, place) = text.split_once('@')?;
+    let (host, port) = place.rsplit_once(':')?;
+    let host = match host.strip_prefix('[') {
+        Some(host) => host.strip_suffix(']').filter(|host| host.contains(':'))?,
+        None => host,
+    };
+    // What would read back as another address, or as two in a list of them, is none.
+    let address = Address::Tls { server: replica(server)?, host: host.to_owned(), port: port.parse().ok()? };
+    (!host.is_empty() && !host.contains(['@', '[', ']', ',']) && address.to_string()[4..] == *text).then_some(address)
+}
+
+/// Inverse of [`Replica::file_name`].
+fn replica(name: &str) -> Option<Replica> {
+    let (role, rank) = name.split_once('-')?;
+    let role = match role {
+        "worker" => Role::Worker,
+        "ps" => Role::Ps,
+        _ => return None,
+    };
+    Some(Replica { role, rank: Rank(rank.parse().ok()?) })
 }
 
 /// What one replica needs to know to take its part.
@@ -391,6 +465,55 @@ mod tests {
             let env: BTreeMap<String, String> = written.to_env().into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
             assert!(Placement::is_in(&env));
             assert_eq!(Placement::from_env(&env).unwrap(), written);
+        }
+    }
+
+    #[test]
+    fn addresses_survive_their_text() {
+        let tls = |server, host: &str| Address::Tls { server, host: host.into(), port: 7700 };
+        let addresses = [
+            (Address::Unix("/run/x/ps-0.sock".into()), "unix:/run/x/ps-0.sock"),
+            (Address::Memory("ps-0".into()), "memory:ps-0"),
+            (tls(Replica::ps(0), "fashion-1-ps-0"), "tls:ps-0@fashion-1-ps-0:7700"),
+            (tls(Replica::worker(12), "a.b.svc"), "tls:worker-12@a.b.svc:7700"),
+            (tls(Replica::worker(0), "127.0.0.1"), "tls:worker-0@127.0.0.1:7700"),
+            (tls(Replica::ps(1), "fe80::1"), "tls:ps-1@[fe80::1]:7700"),
+        ];
+        for (address, text) in &addresses {
+            assert_eq!(address.to_string(), *text);
+            assert_eq!(text.parse().as_ref(), Ok(address));
+        }
+        let servers: Vec<_> = addresses[2..4].iter().map(|(address, _)| address.clone()).collect();
+        let written = Placement { servers, ..placement() };
+        let env: BTreeMap<String, String> = written.to_env().into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
+        assert_eq!(Placement::from_env(&env).unwrap(), written);
+    }
+
+    #[test]
+    fn a_text_that_names_no_server_host_or_port_is_no_address() {
+        for text in [
+            "",
+            "tls:",
+            "tls:host:1",
+            "tls:caller@host:1",
+            "tls:ps@host:1",
+            "tls:ps-@host:1",
+            "tls:ps-01@host:1",
+            "tls:ps-+1@host:1",
+            "tls:chief-0@host:1",
+            "tls:ps-0@:1",
+            "tls:ps-0@host",
+            "tls:ps-0@host:",
+            "tls:ps-0@host:65536",
+            "tls:ps-0@host:01",
+            "tls:ps-0@fe80::1:1",
+            "tls:ps-0@[host]:1",
+            "tls:ps-0@[fe80::1:1",
+            "tls:ps-0@a@b:1",
+            "tcp:host:1",
+        ] {
+            let expected = PlacementError::Invalid { name: SERVERS, value: text.to_owned() };
+            assert_eq!(text.parse::<Address>(), Err(expected));
         }
     }
 

@@ -25,10 +25,10 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("lifeline", &["config::ProcessEnv", "exit", "topology"]),
     ("observe", &["config::Env", "topology"]),
     ("image", &[]),
-    ("secure", &[]),
+    ("secure", &["topology"]),
     ("reactor", &[]),
     ("registry", &[]),
-    ("protocol", &["observe", "topology"]),
+    ("protocol", &["observe", "secure", "topology"]),
     ("launch", &["config::Env", "config::ProcessEnv", "lifeline", "observe", "topology"]),
     ("runtime", &["config::Env", "config::ProcessEnv", "observe", "protocol", "topology"]),
     (

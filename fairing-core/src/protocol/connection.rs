@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use super::deadline::STALL;
 use super::frame::{FrameError, HEADER_BYTES, Header, Kind};
 use super::transport::Stream;
+use crate::topology::Member;
 
 /// Failure to exchange frames with a peer.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +60,11 @@ impl Connection {
     /// Ends both directions, also for those who hold a clone; what was sent before still arrives.
     pub(crate) fn shutdown(&self) {
         self.stream.shutdown();
+    }
+
+    /// Whether `member` is at the other end, as far as this transport can tell.
+    pub(crate) fn is(&self, member: Member) -> bool {
+        self.stream.is(member)
     }
 
     /// Sends a control message.
@@ -193,6 +199,11 @@ impl Connection {
                 }
                 Err(error) => wait(error, &mut silent_since, patience)?,
             }
+        }
+        // An encrypted stream may have taken bytes which have not left yet.
+        let mut silent_since = None;
+        while let Err(error) = self.stream.flush() {
+            wait(error, &mut silent_since, patience)?;
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::deadline::TICK;
 use super::frame::{HEADER_BYTES, Header, Kind};
 use super::transport::{Listener, Stream, Transport};
-use crate::topology::Address;
+use crate::topology::{Address, Member};
 
 /// One thing that goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -461,7 +461,7 @@ impl Write for FaultyStream {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        self.stream.flush()
     }
 }
 
@@ -473,5 +473,9 @@ impl Stream for FaultyStream {
     fn shutdown(&self) {
         self.line.closed.store(true, Ordering::Release);
         self.stream.shutdown();
+    }
+
+    fn is(&self, member: Member) -> bool {
+        self.stream.is(member)
     }
 }

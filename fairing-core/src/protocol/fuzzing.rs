@@ -10,6 +10,7 @@ use super::deadline::STALL;
 use super::frame::{HEADER_BYTES, Header, PushHead};
 use super::message::{FromCoordinator, Hello, Numbered};
 use super::transport::Stream;
+use crate::topology::Member;
 
 /// A peer that sends what is given, hears everything, and goes.
 #[derive(Clone)]
@@ -44,6 +45,10 @@ impl Stream for Script {
     }
 
     fn shutdown(&self) {}
+
+    fn is(&self, _: Member) -> bool {
+        true
+    }
 }
 
 /// Whatever can be read as a message is the same after it was written and read again.

@@ -1,14 +1,15 @@
-//! How bytes travel: in memory (tests, `train_in_memory`) or over Unix sockets (local).
+//! How bytes travel: in memory (tests, `train_in_memory`), over Unix sockets (local), or over [`super::tcp`].
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use super::deadline::TICK;
-use crate::topology::Address;
+use crate::topology::{Address, Member};
 
 /// A connected byte stream. Reads and writes that wait longer than [`TICK`] fail with `WouldBlock` or `TimedOut`, so
 /// that the caller can look whether waiting still makes sense.
@@ -18,6 +19,10 @@ pub(crate) trait Stream: Read + Write + Send {
 
     /// Ends both directions; the other end reads end of file.
     fn shutdown(&self);
+
+    /// Whether `member` is at the other end. Not asked of a network where streams are only open to whom the process or the
+    /// folder is open to; there the answer is yes.
+    fn is(&self, member: Member) -> bool;
 }
 
 /// Where connections arrive.
@@ -31,7 +36,8 @@ pub(crate) trait Transport: Send + Sync {
     /// Listens at `address`.
     fn listen(&self, address: &Address) -> io::Result<Box<dyn Listener>>;
 
-    /// Connects to `address` once; nobody listening is an error of kind `NotFound` or `ConnectionRefused`.
+    /// Connects to `address` once. An error that may pass, since nobody listens yet, has a kind of which
+    /// [`connect_patiently`] knows that.
     fn connect(&self, address: &Address) -> io::Result<Box<dyn Stream>>;
 }
 
@@ -52,7 +58,14 @@ pub(crate) fn connect_patiently(
         match transport.connect(address) {
             Ok(stream) => return Ok(stream),
             Err(error) => match error.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused if Instant::now() < deadline => {
+                // Of a machine that is still starting, neither its name nor the way to it need be known.
+                io::ErrorKind::NotFound
+                | io::ErrorKind::ConnectionRefused
+                | io::ErrorKind::HostUnreachable
+                | io::ErrorKind::NetworkUnreachable
+                | io::ErrorKind::TimedOut
+                    if Instant::now() < deadline =>
+                {
                     waiting()?;
                     std::thread::sleep(pause);
                     pause = (pause * 2).min(LONGEST_PAUSE);
@@ -67,7 +80,7 @@ pub(crate) fn connect_patiently(
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Unix;
 
-fn wrong_address(address: &Address) -> io::Error {
+pub(super) fn wrong_address(address: &Address) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, format!("`{address}` is not an address of this transport"))
 }
 
@@ -94,18 +107,31 @@ impl Transport for Unix {
 
 impl Listener for UnixListener {
     fn accept(&self, timeout: Duration) -> io::Result<Option<Box<dyn Stream>>> {
-        let timeout = rustix::event::Timespec::try_from(timeout).map_err(io::Error::other)?;
-        let mut ready = [rustix::event::PollFd::new(self, rustix::event::PollFlags::IN)];
-        match rustix::event::poll(&mut ready, Some(&timeout)) {
-            Ok(0) | Err(rustix::io::Errno::INTR) => return Ok(None),
-            Ok(_) => {}
-            Err(error) => return Err(error.into()),
+        match accept_within(self, timeout, || UnixListener::accept(self))? {
+            Some((stream, _)) => unix_stream(stream).map(Some),
+            None => Ok(None),
         }
-        match UnixListener::accept(self) {
-            Ok((stream, _)) => unix_stream(stream).map(Some),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(error),
-        }
+    }
+}
+
+/// What `accept` gives, or `None` if `listener`, which does not block, has nothing within `timeout`.
+pub(super) fn accept_within<T>(
+    listener: impl AsFd,
+    timeout: Duration,
+    accept: impl FnOnce() -> io::Result<T>,
+) -> io::Result<Option<T>> {
+    let timeout = rustix::event::Timespec::try_from(timeout).map_err(io::Error::other)?;
+    let mut ready = [rustix::event::PollFd::new(&listener, rustix::event::PollFlags::IN)];
+    match rustix::event::poll(&mut ready, Some(&timeout)) {
+        Ok(0) | Err(rustix::io::Errno::INTR) => return Ok(None),
+        Ok(_) => {}
+        Err(error) => return Err(error.into()),
+    }
+    match accept() {
+        Ok(accepted) => Ok(Some(accepted)),
+        // Whoever called has gone again.
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -117,6 +143,10 @@ impl Stream for UnixStream {
     fn shutdown(&self) {
         // An error means that the stream is closed already, which is what was asked for.
         let _ = UnixStream::shutdown(self, std::net::Shutdown::Both);
+    }
+
+    fn is(&self, _: Member) -> bool {
+        true
     }
 }
 
@@ -238,9 +268,10 @@ impl Drop for End {
     }
 }
 
-struct MemoryStream(Arc<End>);
+pub(super) struct MemoryStream(Arc<End>);
 
-fn memory_pair() -> (MemoryStream, MemoryStream) {
+/// Both ends of a stream.
+pub(super) fn memory_pair() -> (MemoryStream, MemoryStream) {
     let (one, other) = (Arc::new(Pipe::default()), Arc::new(Pipe::default()));
     let near = End { incoming: one.clone(), outgoing: other.clone() };
     let far = End { incoming: other, outgoing: one };
@@ -272,52 +303,70 @@ impl Stream for MemoryStream {
         self.0.incoming.close();
         self.0.outgoing.close();
     }
+
+    fn is(&self, _: Member) -> bool {
+        true
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A name, a transport, an address to listen on, and the folder that must live as long.
-    type Case = (&'static str, Box<dyn Transport>, Address, Option<tempfile::TempDir>);
+    use crate::protocol::connection::{Connection, ConnectionError, at_most};
+    use crate::protocol::deadline::STALL;
+    use crate::protocol::tcp::testing::{Meeting, loopback};
+    use crate::topology::Replica;
 
-    fn both() -> Vec<Case> {
+    /// A name, a transport for each end, an address to listen on, and the folder that must live as long.
+    type Case = (&'static str, [Box<dyn Transport>; 2], Address, Option<tempfile::TempDir>);
+
+    fn all() -> Vec<Case> {
         let folder = tempfile::tempdir().unwrap();
         let socket = Address::Unix(folder.path().join("s"));
+        let memory = Memory::default();
+        let run = Meeting::new("test");
+        let tls = [Replica::worker(0), Replica::ps(0)].map(|replica| run.transport(replica.into()));
         vec![
-            ("memory", Box::new(Memory::default()), Address::Memory("s".into()), None),
-            ("unix", Box::new(Unix), socket, Some(folder)),
+            ("memory", [Box::new(memory.clone()), Box::new(memory)], Address::Memory("s".into()), None),
+            ("unix", [Box::new(Unix), Box::new(Unix)], socket, Some(folder)),
+            ("tls", tls.map(|tls| Box::new(tls) as Box<dyn Transport>), loopback(Replica::ps(0)), None),
         ]
     }
 
     #[test]
     fn bytes_arrive_in_order_and_the_end_is_seen() {
-        for (name, transport, address, _folder) in both() {
-            assert_eq!(transport.connect(&address).err().unwrap().kind(), io::ErrorKind::NotFound, "{name}");
-            let listener = transport.listen(&address).unwrap();
+        for (name, [calling, called], address, _folder) in all() {
+            let nobody = calling.connect(&address).err().unwrap().kind();
+            assert!(matches!(nobody, io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused), "{name}: {nobody}");
+            let listener = called.listen(&address).unwrap();
             assert!(listener.accept(Duration::ZERO).unwrap().is_none(), "{name}");
-            let mut near = transport.connect(&address).unwrap();
-            let mut far = listener.accept(TICK).unwrap().unwrap();
+            let mut near = Connection::new(calling.connect(&address).unwrap());
+            let mut far = Connection::new(listener.accept(STALL).unwrap().unwrap());
             let sent: Vec<u8> = (0..1_000_000u32).map(|i| i as u8).collect();
-            let received = std::thread::scope(|scope| {
+            std::thread::scope(|scope| {
                 scope.spawn(|| {
-                    near.write_all(&sent).unwrap();
+                    near.write_all(&sent, &at_most(STALL)).unwrap();
                     near.shutdown();
                 });
-                let mut received = Vec::new();
-                far.read_to_end(&mut received).unwrap();
-                received
+                let mut received = vec![0; sent.len()];
+                far.read_exact(&mut received, &at_most(STALL)).unwrap();
+                assert!(received == sent, "{name}");
+                let end = far.read_exact(&mut [0], &at_most(STALL)).unwrap_err();
+                assert!(
+                    matches!(&end, ConnectionError::Broken(error) if error.kind() == io::ErrorKind::UnexpectedEof),
+                    "{name}: {end:?}"
+                );
             });
-            assert!(received == sent, "{name}");
         }
     }
 
     #[test]
     fn a_silent_peer_costs_one_tick_not_for_ever() {
-        for (name, transport, address, _folder) in both() {
-            let listener = transport.listen(&address).unwrap();
-            let mut near = transport.connect(&address).unwrap();
-            let _far = listener.accept(TICK).unwrap().unwrap();
+        for (name, [calling, called], address, _folder) in all() {
+            let listener = called.listen(&address).unwrap();
+            let mut near = calling.connect(&address).unwrap();
+            let _far = listener.accept(STALL).unwrap().unwrap();
             let kind = near.read(&mut [0; 8]).unwrap_err().kind();
             assert!(matches!(kind, io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut), "{name}: {kind}");
         }

@@ -24,7 +24,7 @@ use crate::protocol::message::{
     CollectiveKey, Finished, FromCoordinator, Group, Hello, Position, Purpose, Speaker, ToCoordinator,
 };
 use crate::protocol::transport::{Listener, Transport};
-use crate::topology::{Placement, Replica, Role};
+use crate::topology::{Member, Placement, Replica, Role};
 
 /// What a replica needs besides its placement.
 #[derive(Clone)]
@@ -187,7 +187,7 @@ impl Door {
                 return;
             }
         };
-        if let Err(reason) = self.check(&hello) {
+        if let Err(reason) = self.check(&hello, &connection) {
             // Whoever sent it may not listen either.
             let _ = connection.send(&FromCoordinator::Refused { reason });
             return;
@@ -213,9 +213,19 @@ impl Door {
         }
     }
 
-    fn check(&self, hello: &Hello) -> Result<(), String> {
+    fn check(&self, hello: &Hello, connection: &Connection) -> Result<(), String> {
         if hello.run != self.placement.run {
             return Err(format!("this is run `{}`, not `{}`", self.placement.run, hello.run));
+        }
+        let claimed = match hello.speaker {
+            Speaker::Replica(replica) => Member::Replica(replica),
+            Speaker::Caller => Member::Caller,
+        };
+        if !connection.is(claimed) {
+            let members = self.placement.topology.replicas().map(Member::Replica).chain([Member::Caller]);
+            let proved = members.into_iter().find(|member| connection.is(*member));
+            let proved = proved.map_or_else(|| "nobody in this run".to_owned(), |member| member.to_string());
+            return Err(format!("a hello of {claimed} came with the certificate of {proved}"));
         }
         let Speaker::Replica(replica) = hello.speaker else { return Ok(()) };
         if !self.placement.topology.replicas().any(|known| known == replica) {

@@ -20,8 +20,9 @@ use crate::protocol::frame::Kind;
 use crate::protocol::message::{
     FromCoordinator, Hello, Incarnation, Numbered, Position, Purpose, Speaker, ToCoordinator,
 };
+use crate::protocol::tcp::testing::{Meeting, loopback};
 use crate::protocol::transport::{Memory, Transport, Unix};
-use crate::topology::{Address, Mode, Placement, Replica, Role, Topology};
+use crate::topology::{Address, Member, Mode, Placement, Replica, Role, Topology};
 
 /// Some trained tensors, one frozen and one state tensor.
 #[derive(Debug, Clone, PartialEq)]
@@ -151,6 +152,20 @@ fn run_in_mode(
     watch: &(dyn Fn(&FromCoordinator, &mut Connection) + Sync),
     start: Position,
 ) -> Ends {
+    let transports = |_| transport.clone();
+    run_as(&transports, servers, topology, mode, train, watch, start)
+}
+
+/// As [`run_in_mode`], where each member has a transport of its own.
+fn run_as(
+    transports: &(dyn Fn(Member) -> Arc<dyn Transport> + Sync),
+    servers: &[Address],
+    topology: Topology,
+    mode: Mode,
+    train: TrainFn<'_>,
+    watch: &(dyn Fn(&FromCoordinator, &mut Connection) + Sync),
+    start: Position,
+) -> Ends {
     let context = |replica| Context {
         placement: Placement {
             run: "test".into(),
@@ -163,7 +178,7 @@ fn run_in_mode(
             mode,
             rejoin: Duration::ZERO,
         },
-        transport: transport.clone(),
+        transport: transports(Member::Replica(replica)),
         status: Arc::new(RunStatus::default()),
         start,
     };
@@ -179,6 +194,7 @@ fn run_in_mode(
         }
         let caller = scope.spawn(|| {
             let deadline = std::time::Instant::now() + HELLO;
+            let transport = transports(Member::Caller);
             let stream =
                 crate::protocol::transport::connect_patiently(transport.as_ref(), &servers[0], deadline, &|| Ok(()));
             let mut connection = Connection::new(stream.unwrap());
@@ -236,6 +252,14 @@ fn over_sockets(topology: Topology, train: TrainFn<'_>) -> Ends {
         topology.servers().map(|server| Address::Unix(folder.path().join(server.file_name()))).collect();
     let transport: Arc<dyn Transport> = Arc::new(Unix);
     run_over(&transport, &servers, topology, train)
+}
+
+/// Over TCP with TLS, each member with its own certificate.
+fn over_tls(topology: Topology, train: TrainFn<'_>) -> Ends {
+    let run = Meeting::new("test");
+    let servers: Vec<_> = topology.servers().map(loopback).collect();
+    let transports = |member| Arc::new(run.transport(member)) as Arc<dyn Transport>;
+    run_as(&transports, &servers, topology, Mode::Sync, train, &|_, _| {}, Position::default())
 }
 
 impl Ends {
@@ -327,6 +351,7 @@ fn the_answer_does_not_depend_on_servers_or_transport() {
     }
     for ps in [0, 2] {
         assert!(over_sockets(Topology::new(3, ps), &train_epochs(Adam::new())).model() == one, "{ps} over sockets");
+        assert!(over_tls(Topology::new(3, ps), &train_epochs(Adam::new())).model() == one, "{ps} over TLS");
     }
 }
 
@@ -606,6 +631,7 @@ fn connections_that_break_come_back_and_no_step_is_lost_or_repeated() {
     for topology in [Topology::new(2, 1), Topology::new(3, 2), Topology::new(3, 0)] {
         let whole = over_sockets(topology, &train(false)).model();
         assert!(over_sockets(topology, &train(true)).model() == whole, "{topology} over sockets");
+        assert!(over_tls(topology, &train(true)).model() == whole, "{topology} over TLS");
         assert!(in_memory(topology, &train(true)).model() == whole, "{topology} in memory");
     }
 }
@@ -841,6 +867,81 @@ fn a_refused_connection_harms_nobody() {
         Ok(model)
     };
     let ends = run_over(&transport, std::slice::from_ref(&address), Topology::new(2, 1), &train);
+    assert_eq!(ends.model().trained, [[-10.0]]);
+}
+
+#[test]
+fn a_certificate_speaks_for_its_owner_only() {
+    let run = Meeting::new("test");
+    let address = loopback(Replica::ps(0));
+    let call = |identity: Member, speaker| {
+        let mut connection = Connection::new(run.transport(identity).connect(&address).unwrap());
+        let (incarnation, purpose) = (Incarnation::fresh(), Purpose::Control);
+        connection.send(&Hello { run: "test".into(), speaker, incarnation, purpose }).unwrap();
+        match connection.receive::<FromCoordinator>(&at_most(HELLO)) {
+            Ok(FromCoordinator::Refused { reason }) => reason,
+            other => panic!("{other:?}"),
+        }
+    };
+    let worker = |rank| Member::Replica(Replica::worker(rank));
+    let train = |this: &Worker| {
+        let mut model = this.join(Flat::new(&[1], 0.0), Sgd::new())?;
+        if this.rank() == 0 {
+            let reason = call(worker(0), Speaker::Replica(Replica::worker(1)));
+            assert_eq!(reason, "a hello of worker 1 came with the certificate of worker 0");
+            let reason = call(Member::Caller, Speaker::Replica(Replica::worker(1)));
+            assert_eq!(reason, "a hello of worker 1 came with the certificate of the caller");
+            let reason = call(worker(1), Speaker::Caller);
+            assert_eq!(reason, "a hello of the caller came with the certificate of worker 1");
+            // The run's own authority has named one too many.
+            let reason = call(worker(9), Speaker::Replica(Replica::worker(1)));
+            assert_eq!(reason, "a hello of worker 1 came with the certificate of nobody in this run");
+        }
+        for _ in 0..20 {
+            model = this.step(model, Gradient::mean(vec![Some(vec![1.0])], 1), 0.5)?;
+        }
+        Ok(model)
+    };
+    let transports = |member| Arc::new(run.transport(member)) as Arc<dyn Transport>;
+    let servers = std::slice::from_ref(&address);
+    let ends = run_as(&transports, servers, Topology::new(2, 1), Mode::Sync, &train, &|_, _| {}, Position::default());
+    assert_eq!(ends.model().trained, [[-10.0]]);
+}
+
+#[test]
+fn strangers_at_the_port_harm_nobody() {
+    use std::io::Write as _;
+    let [run, other] = ["test", "test"].map(Meeting::new);
+    let address = loopback(Replica::ps(0));
+    let Address::Tls { port, .. } = address else { unreachable!() };
+    let train = |worker: &Worker| {
+        let mut model = worker.join(Flat::new(&[1], 0.0), Sgd::new())?;
+        let mut strangers = Vec::new();
+        if worker.rank() == 0 {
+            // Silence, another protocol, half a record; they stay for the whole run.
+            for words in [&b""[..], b"GET / HTTP/1.1\r\n\r\n", &[22, 3, 1, 2, 0, 1, 0]] {
+                let mut stranger = std::net::TcpStream::connect(("127.0.0.1", port))?;
+                stranger.write_all(words)?;
+                strangers.push(stranger);
+            }
+            // Of another run, and says that it speaks for this one.
+            let stranger = other.transport(Replica::worker(1).into()).connect(&address)?;
+            let hello = Hello {
+                run: "test".into(),
+                speaker: Speaker::Replica(Replica::worker(1)),
+                incarnation: Incarnation::fresh(),
+                purpose: Purpose::Control,
+            };
+            assert!(Connection::new(stranger).send(&hello).is_err());
+        }
+        for _ in 0..20 {
+            model = worker.step(model, Gradient::mean(vec![Some(vec![1.0])], 1), 0.5)?;
+        }
+        Ok(model)
+    };
+    let transports = |member| Arc::new(run.transport(member)) as Arc<dyn Transport>;
+    let servers = std::slice::from_ref(&address);
+    let ends = run_as(&transports, servers, Topology::new(2, 1), Mode::Sync, &train, &|_, _| {}, Position::default());
     assert_eq!(ends.model().trained, [[-10.0]]);
 }
 
