@@ -1,9 +1,11 @@
 //! The rules: which arguments there are, what they take, and what the attribute can stand on.
 
+use std::path::Path;
+
 use proc_macro2::Span;
 use quote::ToTokens;
 use syn::spanned::Spanned;
-use syn::{Expr, ExprLit, Ident, Item, ItemStruct, Lit, LitInt, LitStr, UnOp};
+use syn::{Expr, ExprLit, Ident, Item, ItemStruct, Lit, LitBool, LitInt, LitStr, UnOp};
 
 use crate::args::{Args, Argument, Errors, Value};
 use crate::grammar;
@@ -29,7 +31,8 @@ pub(crate) enum Checked {
     /// Cores as a text.
     CpuText(LitStr),
     Text(LitStr),
-    Names(Vec<LitStr>),
+    Boolean(LitBool),
+    List(Vec<LitStr>),
 }
 
 pub(crate) enum Number {
@@ -62,34 +65,57 @@ enum Kind {
     Count,
     /// A number from 0.
     Number(Integer),
-    Mode,
-    Duration,
-    Names,
-    Folder,
-    Target,
+    /// A text that the rule lets pass.
+    Text(Rule),
+    Boolean,
+    /// A list of such things, each a text that the rule lets pass.
+    List(&'static str, Rule),
     Cpu,
-    Memory,
 }
+
+/// Gives back what would have been right.
+type Rule = fn(&str) -> Result<(), String>;
 
 const fn key(name: &'static str, kind: Kind, example: &'static str) -> Key {
     Key { name, kind, example }
 }
 
-const KEYS: [Key; 10] = [
+/// All but `dry_run`, which belongs to a launch and not to a type.
+const KEYS: [Key; 23] = [
     key("workers", Kind::Count, "workers = 2"),
     key("ps", Kind::Number(Integer::U32), "ps = 1"),
-    key("mode", Kind::Mode, "mode = \"async\""),
+    key("mode", Kind::Text(grammar::mode), "mode = \"async\""),
     key("staleness", Kind::Number(Integer::U32), "staleness = 4"),
-    key("rejoin", Kind::Duration, "rejoin = \"30s\""),
+    key("rejoin", Kind::Text(|text| grammar::duration(text).and_then(grammar::rejoin)), "rejoin = \"30s\""),
     key("seed", Kind::Number(Integer::U64), "seed = 7"),
-    key("env", Kind::Names, "env = [\"HF_HOME\"]"),
-    key("data", Kind::Folder, "data = \"data\""),
-    key("target", Kind::Target, "target = \"local\""),
-    key("runs", Kind::Folder, "runs = \"runs\""),
+    key("env", Kind::List("names", grammar::variable_name), "env = [\"HF_HOME\"]"),
+    key("data", Kind::Text(|text| path(text, "a folder")), "data = \"data\""),
+    key("target", Kind::Text(grammar::target), "target = \"local\""),
+    key("repository", Kind::Text(grammar::repository), "repository = \"registry.example/team/name\""),
+    key("image", Kind::Text(grammar::image), "image = \"registry.example/team/name:1\""),
+    key("base", Kind::Text(grammar::image), "base = \"debian:12\""),
+    key("dockerfile", Kind::Text(|text| path(text, "a Dockerfile")), "dockerfile = \"Dockerfile\""),
+    key("builder", Kind::Text(grammar::builder), "builder = \"docker\""),
+    key("link", Kind::Text(grammar::link), "link = \"static\""),
+    key("architectures", Kind::List("architectures", grammar::architecture), "architectures = [\"arm64\"]"),
+    key("files", Kind::List("paths", |text| grammar::extra_file(Path::new(text))), "files = [\"labels.txt\"]"),
+    key("root_certificates", Kind::Boolean, "root_certificates = true"),
+    key("registry_ca", Kind::Text(|text| path(text, "a PEM file")), "registry_ca = \"ca.pem\""),
+    key("plain_http", Kind::List("hosts", grammar::registry_host), "plain_http = [\"registry.example:5000\"]"),
+    key("on_disconnect", Kind::Text(grammar::on_disconnect), "on_disconnect = \"stop\""),
+    key("runs", Kind::Text(|text| path(text, "a folder")), "runs = \"runs\""),
+    key("cache", Kind::Text(|text| path(text, "a folder")), "cache = \"layers\""),
 ];
 
+fn path(text: &str, what: &str) -> Result<(), String> {
+    if text.is_empty() { Err(format!("the path of {what}")) } else { Ok(()) }
+}
+
 /// The arguments of a role's resources.
-const RESOURCES: [Key; 2] = [key("cpu", Kind::Cpu, "cpu = 2"), key("memory", Kind::Memory, "memory = \"1Gi\"")];
+const RESOURCES: [Key; 2] = [
+    key("cpu", Kind::Cpu, "cpu = 2"),
+    key("memory", Kind::Text(|text| grammar::bytes(text).map(drop)), "memory = \"1Gi\""),
+];
 
 /// The roles that have resources.
 const ROLES: [&str; 2] = ["worker", "ps"];
@@ -179,6 +205,7 @@ fn check_together(settings: &mut [Setting], errors: &mut Errors) {
     if text("rejoin").is_some_and(|text| grammar::duration(&text).is_ok_and(|rejoin| !rejoin.is_zero())) {
         needs_server.push(grammar::REJOIN_WITHOUT_SERVER.to_owned());
     }
+    check_image(settings, errors);
     let Some(ps) = settings.iter_mut().find(|setting| setting.field == "ps") else { return };
     match &mut ps.value {
         Checked::Number(Number::Literal(literal)) if literal.base10_parse().is_ok_and(|ps: u32| ps == 0) => {
@@ -186,6 +213,50 @@ fn check_together(settings: &mut [Setting], errors: &mut Errors) {
         }
         Checked::Number(Number::Constant { zero, .. }) => *zero = needs_server.into_iter().next(),
         _ => {}
+    }
+}
+
+/// The rules about several settings of the image. Whether several architectures have a repository is left to the start, since
+/// another layer may name one.
+fn check_image(settings: &[Setting], errors: &mut Errors) {
+    let find = |name: &str| settings.iter().find(|setting| setting.field == name);
+    let text = |name: &str| match find(name).map(|setting| &setting.value) {
+        Some(Checked::Text(literal)) => literal.value(),
+        _ => String::new(),
+    };
+    let mut refuse = |key: &Ident, message: String| errors.push(syn::Error::new(key.span(), message));
+    if find("image").is_some() {
+        // The defaults, written out, contradict nothing.
+        let has_meaning = |setting: &&Setting| match &setting.value {
+            Checked::Text(literal) => !["append", "dynamic"].contains(&literal.value().as_str()),
+            Checked::Boolean(literal) => literal.value,
+            Checked::List(entries) => !entries.is_empty(),
+            _ => true,
+        };
+        let building = ["base", "dockerfile", "builder", "link", "architectures", "files", "root_certificates"];
+        for setting in building.into_iter().filter_map(find).filter(has_meaning) {
+            refuse(&setting.field, grammar::no_meaning_with_image(&setting.field.to_string()));
+        }
+    } else {
+        if let (Some(base), Some(_)) = (find("base"), find("dockerfile")) {
+            refuse(&base.field, grammar::BASE_WITH_DOCKERFILE.to_owned());
+        }
+        let (builder, has_dockerfile) = (find("builder"), find("dockerfile").is_some());
+        let is_docker = if builder.is_some() { text("builder") == "docker" } else { has_dockerfile };
+        match (builder, find("architectures")) {
+            (Some(builder), _) if has_dockerfile && text("builder") == "append" => {
+                refuse(&builder.field, grammar::APPEND_WITH_DOCKERFILE.to_owned());
+            }
+            (_, Some(Setting { field, value: Checked::List(entries) })) if is_docker && entries.len() > 1 => {
+                refuse(field, grammar::ARCHITECTURES_WITH_DOCKER.to_owned());
+            }
+            _ => {}
+        }
+    }
+    if let (Some(on_disconnect), "continue", Some(_)) =
+        (find("on_disconnect"), text("on_disconnect").as_str(), find("target"))
+    {
+        refuse(&on_disconnect.field, grammar::continue_needs_kubernetes(&text("target")));
     }
 }
 
@@ -217,6 +288,8 @@ fn unknown(name: &Ident, text: &str) -> syn::Error {
     let message = if text == "worker" {
         "`worker` takes resources, for example `worker(cpu = 2, memory = \"1Gi\")`; the number of workers is `workers = 2`"
             .to_owned()
+    } else if text == "dry_run" {
+        "`dry_run` is about one launch: set the variable `FAIRING_DRY_RUN=1`, or `LaunchOptions::dry_run`".to_owned()
     } else if let Some(key) = RESOURCES.iter().find(|key| key.name == text) {
         format!("`{text}` belongs to a role, for example `worker({})`", key.example)
     } else {
@@ -250,14 +323,9 @@ impl Key {
         let checked = match self.kind {
             Kind::Count => self.number(expr, Integer::U32).map(Checked::Number),
             Kind::Number(integer) => self.number(expr, integer).map(Checked::Number),
-            Kind::Mode => self.text(expr, grammar::mode),
-            Kind::Duration => self.text(expr, |text| grammar::duration(text).and_then(grammar::rejoin)),
-            Kind::Names => return self.names(expr, errors),
-            Kind::Folder => {
-                self.text(expr, |text| if text.is_empty() { Err("the path of a folder".into()) } else { Ok(()) })
-            }
-            Kind::Target => self.text(expr, grammar::target),
-            Kind::Memory => self.text(expr, |text| grammar::bytes(text).map(drop)),
+            Kind::Text(rule) => self.text(expr, rule),
+            Kind::Boolean => self.boolean(expr),
+            Kind::List(what, rule) => return self.list(expr, what, rule, errors),
             Kind::Cpu => self.cpu(expr),
         };
         checked.map_err(|error| errors.push(error)).ok()
@@ -296,15 +364,15 @@ impl Key {
         }
     }
 
-    fn text(&self, expr: Expr, check: impl FnOnce(&str) -> Result<(), String>) -> syn::Result<Checked> {
+    fn text(&self, expr: Expr, rule: Rule) -> syn::Result<Checked> {
         let Expr::Lit(ExprLit { lit: Lit::Str(literal), .. }) = expr else {
             return Err(self.takes(&expr, "a text in quotes"));
         };
         let text = literal.value();
-        match check(&text) {
+        match rule(&text) {
             Ok(()) => Ok(Checked::Text(literal)),
             Err(expected) => {
-                let message = format!("`{}` is {text:?}; expected {expected}", self.name);
+                let message = format!("`{}` is {:?}; expected {expected}", self.name, grammar::shown(&text));
                 Err(syn::Error::new(literal.span(), message))
             }
         }
@@ -327,27 +395,39 @@ impl Key {
         }
     }
 
-    fn names(&self, expr: Expr, errors: &mut Errors) -> Option<Checked> {
+    fn boolean(&self, expr: Expr) -> syn::Result<Checked> {
+        match expr {
+            Expr::Lit(ExprLit { lit: Lit::Bool(literal), .. }) => Ok(Checked::Boolean(literal)),
+            _ => Err(self.takes(&expr, "`true` or `false`")),
+        }
+    }
+
+    fn list(&self, expr: Expr, what: &str, rule: Rule, errors: &mut Errors) -> Option<Checked> {
         let Expr::Array(array) = expr else {
-            errors.push(self.takes(&expr, "a list of names"));
+            errors.push(self.takes(&expr, &format!("a list of {what}")));
             return None;
         };
-        let mut names: Vec<LitStr> = Vec::new();
+        let mut entries: Vec<LitStr> = Vec::new();
         for entry in array.elems {
             let Expr::Lit(ExprLit { lit: Lit::Str(literal), .. }) = ungroup(entry.clone()) else {
-                errors.push(syn::Error::new_spanned(entry, "`env` lists names in quotes, for example \"HF_HOME\""));
+                let message = format!("`{}` lists {what} in quotes, for example `{}`", self.name, self.example);
+                errors.push(syn::Error::new_spanned(entry, message));
                 continue;
             };
-            let name = literal.value();
-            if let Err(expected) = grammar::variable_name(&name) {
-                errors.push(syn::Error::new(literal.span(), format!("`env` has {name:?}; expected {expected}")));
-            } else if names.iter().any(|other| other.value() == name) {
-                errors.push(syn::Error::new(literal.span(), format!("`env` has {name:?} twice")));
+            let text = literal.value();
+            let mut refuse = |message: String| {
+                let message = format!("`{}` has {:?}{message}", self.name, grammar::shown(&text));
+                errors.push(syn::Error::new(literal.span(), message));
+            };
+            if let Err(expected) = rule(&text) {
+                refuse(format!("; expected {expected}"));
+            } else if entries.iter().any(|other| other.value() == text) {
+                refuse(" twice".to_owned());
             } else {
-                names.push(literal);
+                entries.push(literal);
             }
         }
-        Some(Checked::Names(names))
+        Some(Checked::List(entries))
     }
 }
 

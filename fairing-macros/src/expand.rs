@@ -77,7 +77,8 @@ fn field(setting: &Setting) -> TokenStream {
         }
         Checked::CpuText(text) => quote!(::fairing_core::__private::AttributeCpu::Text(#text)),
         Checked::Text(text) => quote!(#text),
-        Checked::Names(names) => quote!(&[#(#names),*]),
+        Checked::Boolean(value) => quote!(#value),
+        Checked::List(entries) => quote!(&[#(#entries),*]),
     };
     quote!(#name: ::core::option::Option::Some(#value))
 }

@@ -52,14 +52,32 @@ use check::Job;
 /// | `seed = 7` | 0 | seed of the initial parameters, of the data order and of the framework's generator |
 /// | `env = ["HF_HOME"]` | none | names of the variables that the replicas see |
 /// | `data = "data"` | none | the folder behind `worker.data_dir()`, relative to the user's `Cargo.toml` |
-/// | `target = "local"` | `"local"` | where the replicas run; the only one of this version |
+/// | `target = "docker"` | `"local"` | where the replicas run: `"local"`, processes on this machine, or `"docker"`, containers |
+/// | `repository = "registry.example/team/name"` | none | where the image is pushed; without it the engine gets it directly |
+/// | `image = "registry.example/team/name:1"` | none | a finished image, used as it is |
+/// | `base = "debian:12"` | none | the image that the program is put on; without it there is only what the program needs |
+/// | `dockerfile = "Dockerfile"` | none | a Dockerfile of your own, relative to your `Cargo.toml`; the builder is then `"docker"` |
+/// | `builder = "docker"` | `"append"` | who builds the image: fairing itself, without an engine, or the engine |
+/// | `link = "static"` | `"dynamic"` | the program with its shared libraries beside it, or built anew with musl |
+/// | `architectures = ["amd64", "arm64"]` | this program's | what the image is built for; several need a `repository` |
+/// | `files = ["labels.txt"]` | none | files that are put beside the program, at the same path as from your `Cargo.toml` |
+/// | `root_certificates = true` | `false` | whether the machine's root certificates go into the image |
+/// | `registry_ca = "ca.pem"` | the machine's | certificate authority of the registry, relative to your `Cargo.toml` |
+/// | `plain_http = ["registry.example:5000"]` | none | registries that are spoken to without TLS |
+/// | `on_disconnect = "stop"` | `"stop"` | what the run does when its launcher is gone; `"continue"` is for clusters |
 /// | `runs = "runs"` | `target/fairing/runs` | the folder that gets a folder for each run, relative to the user's `Cargo.toml` |
+/// | `cache = "layers"` | `fairing/cache` among your caches | the folder in which compressed layers are kept |
 /// | `worker(cpu = 2, memory = "1Gi")` | the target's choice | what a worker asks for |
 /// | `ps(cpu = "500m", memory = "512Mi")` | the target's choice | what a parameter server asks for |
 ///
 /// `staleness` alone means async; beside `mode = "sync"` it is an error. So are, beside `ps = 0`, async, `staleness`, and
 /// `rejoin` above zero: a lost worker would take its share of the parameters with it. A duration is a sum of whole hours,
 /// minutes, seconds and milliseconds (`"1m 30s"`, `"500ms"`).
+///
+/// `image` says all of the image: beside it `base`, `dockerfile`, `builder`, `link`, `architectures`, `files` and
+/// `root_certificates` are errors, unless they have their default. So are `dockerfile` beside `base` or
+/// `builder = "append"`, several `architectures` beside the builder `"docker"`, and `on_disconnect = "continue"` beside a
+/// `target` that is no cluster.
 ///
 /// `workers`, `ps`, `staleness` and `cpu` also take a constant expression of type `u32`, `seed` one of type `u64`
 /// (`workers = WORKERS`, `workers = 1 + 1`); a zero where none may be is found when the program is compiled. `cpu` also takes decimals

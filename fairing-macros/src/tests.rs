@@ -39,7 +39,9 @@ fn accepted(args: TokenStream) -> String {
 fn every_argument_reaches_its_field() {
     let tokens = accepted(quote! {
         workers = 2, ps = 1, mode = "async", staleness = 4, rejoin = "30s", seed = 7, env = ["A", "B"], data = "data", target = "local", runs = "runs",
-        worker(cpu = 2, memory = "1Gi"), ps(cpu = "500m", memory = "1GB"),
+        repository = "localhost:5000/a", base = "debian:12", builder = "docker", link = "static", architectures = ["arm64"],
+        files = ["a", "b"], root_certificates = true, registry_ca = "ca.pem", plain_http = ["a:80"], on_disconnect = "stop",
+        cache = "layers", worker(cpu = 2, memory = "1Gi"), ps(cpu = "500m", memory = "1GB"),
     });
     for field in [
         "workers : :: core :: option :: Option :: Some (2)",
@@ -51,7 +53,18 @@ fn every_argument_reaches_its_field() {
         "env : :: core :: option :: Option :: Some (& [\"A\" , \"B\"])",
         "data : :: core :: option :: Option :: Some (\"data\")",
         "target : :: core :: option :: Option :: Some (\"local\")",
+        "repository : :: core :: option :: Option :: Some (\"localhost:5000/a\")",
+        "base : :: core :: option :: Option :: Some (\"debian:12\")",
+        "builder : :: core :: option :: Option :: Some (\"docker\")",
+        "link : :: core :: option :: Option :: Some (\"static\")",
+        "architectures : :: core :: option :: Option :: Some (& [\"arm64\"])",
+        "files : :: core :: option :: Option :: Some (& [\"a\" , \"b\"])",
+        "root_certificates : :: core :: option :: Option :: Some (true)",
+        "registry_ca : :: core :: option :: Option :: Some (\"ca.pem\")",
+        "plain_http : :: core :: option :: Option :: Some (& [\"a:80\"])",
+        "on_disconnect : :: core :: option :: Option :: Some (\"stop\")",
         "runs : :: core :: option :: Option :: Some (\"runs\")",
+        "cache : :: core :: option :: Option :: Some (\"layers\")",
         "worker_cpu : :: core :: option :: Option :: Some (:: fairing_core :: __private :: AttributeCpu :: Cores (2))",
         "worker_memory : :: core :: option :: Option :: Some (\"1Gi\")",
         "ps_cpu : :: core :: option :: Option :: Some (:: fairing_core :: __private :: AttributeCpu :: Text (\"500m\"))",
@@ -93,11 +106,11 @@ fn each_mistake_has_its_message() {
         (quote!(wrokers = 2), "unknown argument `wrokers`; did you mean `workers`?"),
         (
             quote!(gpu = 2),
-            "unknown argument `gpu`; there are `workers`, `ps`, `mode`, `staleness`, `rejoin`, `seed`, `env`, `data`, `target`, `runs`, `worker`",
+            "unknown argument `gpu`; there are `workers`, `ps`, `mode`, `staleness`, `rejoin`, `seed`, `env`, `data`, `target`, `repository`, `image`, `base`, `dockerfile`, `builder`, `link`, `architectures`, `files`, `root_certificates`, `registry_ca`, `plain_http`, `on_disconnect`, `runs`, `cache`, `worker`",
         ),
         (
             quote!(crate = 2),
-            "unknown argument `crate`; there are `workers`, `ps`, `mode`, `staleness`, `rejoin`, `seed`, `env`, `data`, `target`, `runs`, `worker`",
+            "unknown argument `crate`; there are `workers`, `ps`, `mode`, `staleness`, `rejoin`, `seed`, `env`, `data`, `target`, `repository`, `image`, `base`, `dockerfile`, `builder`, `link`, `architectures`, `files`, `root_certificates`, `registry_ca`, `plain_http`, `on_disconnect`, `runs`, `cache`, `worker`",
         ),
         (quote!(cpu = 2), "`cpu` belongs to a role, for example `worker(cpu = 2)`"),
         (
@@ -149,15 +162,66 @@ fn each_mistake_has_its_message() {
         (quote!(data = 1), "`data` takes a text in quotes, for example `data = \"data\"`"),
         (quote!(data = ""), "`data` is \"\"; expected the path of a folder"),
         (quote!(env = "A"), "`env` takes a list of names, for example `env = [\"HF_HOME\"]`"),
-        (quote!(env = [A]), "`env` lists names in quotes, for example \"HF_HOME\""),
+        (quote!(env = [A]), "`env` lists names in quotes, for example `env = [\"HF_HOME\"]`"),
         (quote!(env = ["A=1"]), "`env` has \"A=1\"; expected the name alone, \"A\"; the value is that of the launcher"),
         (
             quote!(env = ["FAIRING_SEED"]),
             "`env` has \"FAIRING_SEED\"; expected a variable of your own (those that start with `FAIRING_` are fairing's)",
         ),
         (quote!(env = ["A", "A"]), "`env` has \"A\" twice"),
-        (quote!(target = "docker"), "`target` is \"docker\"; expected \"local\" (`docker` comes with a later version)"),
-        (quote!(target = "moon"), "`target` is \"moon\"; expected \"local\", the only target of this version"),
+        (
+            quote!(target = "dokcer"),
+            "`target` is \"dokcer\"; expected \"local\" or \"docker\"; did you mean \"docker\"?",
+        ),
+        (quote!(target = "moon"), "`target` is \"moon\"; expected \"local\" or \"docker\""),
+        (
+            quote!(target = "kubernetes"),
+            "`target` is \"kubernetes\"; expected \"local\" or \"docker\" (`kubernetes` comes with a later version)",
+        ),
+        (
+            quote!(repository = "registry.example/Team/name"),
+            "`repository` is \"registry.example/Team/name\"; expected lower case, \"registry.example/team/name\"",
+        ),
+        (
+            quote!(repository = "team/name"),
+            "`repository` is \"team/name\"; expected the host of the registry in front, such as \"docker.io/team/name\"",
+        ),
+        (
+            quote!(repository = "me:hunter2@a.b/c"),
+            "`repository` is \"...@a.b/c\"; expected a host and a path, such as \"registry.example/team/name\", without a user or a password (`docker login` keeps them)",
+        ),
+        (quote!(image = ""), "`image` is \"\"; expected the name of an image, such as \"debian:12\""),
+        (quote!(base = "debian 12"), "`base` is \"debian 12\"; expected the name of an image, such as \"debian:12\""),
+        (quote!(dockerfile = ""), "`dockerfile` is \"\"; expected the path of a Dockerfile"),
+        (
+            quote!(builder = "apend"),
+            "`builder` is \"apend\"; expected \"append\" or \"docker\"; did you mean \"append\"?",
+        ),
+        (quote!(link = true), "`link` takes a text in quotes, for example `link = \"static\"`"),
+        (
+            quote!(architectures = "arm64"),
+            "`architectures` takes a list of architectures, for example `architectures = [\"arm64\"]`",
+        ),
+        (quote!(architectures = ["x86_64"]), "`architectures` has \"x86_64\"; expected \"amd64\", as images call it"),
+        (quote!(architectures = ["arm64", "arm64"]), "`architectures` has \"arm64\" twice"),
+        (
+            quote!(files = ["../a"]),
+            "`files` has \"../a\"; expected a relative path without `..`, such as \"labels.txt\"",
+        ),
+        (
+            quote!(root_certificates = "true"),
+            "`root_certificates` takes `true` or `false`, for example `root_certificates = true`",
+        ),
+        (quote!(registry_ca = ""), "`registry_ca` is \"\"; expected the path of a PEM file"),
+        (quote!(plain_http = ["a/b"]), "`plain_http` has \"a/b\"; expected the host alone, \"a\""),
+        (
+            quote!(on_disconnect = "Stop"),
+            "`on_disconnect` is \"Stop\"; expected \"stop\" or \"continue\"; did you mean \"stop\"?",
+        ),
+        (
+            quote!(dry_run = true),
+            "`dry_run` is about one launch: set the variable `FAIRING_DRY_RUN=1`, or `LaunchOptions::dry_run`",
+        ),
         (
             quote!(worker(memory = "1Gbb")),
             "`memory` is \"1Gbb\"; expected a size such as \"512Mi\" or \"2GB\"; did you mean \"1GB\"?",
@@ -168,6 +232,57 @@ fn each_mistake_has_its_message() {
     ];
     for (args, message) in cases {
         assert_eq!(messages(args.clone()), [message], "{args}");
+    }
+}
+
+#[test]
+fn settings_of_the_image_contradict_each_other_or_not() {
+    let with_image =
+        |key: &str| format!("`{key}` has no meaning with `image`, which is used as it is; leave one of them out");
+    let cases = [
+        (quote!(base = "a", image = "b"), with_image("base")),
+        (quote!(image = "a", dockerfile = "b"), with_image("dockerfile")),
+        (quote!(image = "a", builder = "docker"), with_image("builder")),
+        (quote!(image = "a", link = "static"), with_image("link")),
+        (quote!(image = "a", architectures = ["arm64"]), with_image("architectures")),
+        (quote!(image = "a", files = ["b"]), with_image("files")),
+        (quote!(image = "a", root_certificates = true), with_image("root_certificates")),
+        (
+            quote!(base = "a", dockerfile = "b"),
+            "`base` has no meaning with `dockerfile`, which names its base itself; leave one of them out".to_owned(),
+        ),
+        (
+            quote!(builder = "append", dockerfile = "b"),
+            "`builder = \"append\"` reads no `dockerfile`; leave it out or set `builder = \"docker\"`".to_owned(),
+        ),
+    ];
+    for (args, message) in cases {
+        assert_eq!(messages(args.clone()), [message], "{args}");
+    }
+    for builder in [quote!(builder = "docker"), quote!(dockerfile = "b")] {
+        let messages = messages(quote!(architectures = ["amd64", "arm64"], #builder));
+        assert!(messages[0].starts_with("several `architectures` need `builder = \"append\"`"), "{messages:?}");
+    }
+    for target in ["local", "docker"] {
+        let messages = messages(quote!(on_disconnect = "continue", target = #target));
+        assert!(messages[0].starts_with("`on_disconnect = \"continue\"` needs `target = "), "{messages:?}");
+    }
+    for args in [
+        quote!(
+            image = "a",
+            builder = "append",
+            link = "dynamic",
+            architectures = [],
+            files = [],
+            root_certificates = false
+        ),
+        quote!(image = "a", repository = "a.b/c", registry_ca = "d", plain_http = ["e"]),
+        quote!(dockerfile = "a", builder = "docker", architectures = ["arm64"], link = "static", files = ["b"]),
+        // Another layer may name the repository, or another target.
+        quote!(architectures = ["amd64", "arm64"], target = "docker", base = "a"),
+        quote!(on_disconnect = "continue"),
+    ] {
+        accepted(args);
     }
 }
 

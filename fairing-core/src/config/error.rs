@@ -97,6 +97,19 @@ pub enum Problem {
     },
 }
 
+impl Origin {
+    /// Its place among the layers, and within the file.
+    pub(super) fn place(&self) -> (u8, usize) {
+        match self {
+            Origin::Default => (0, 0),
+            Origin::Attribute => (1, 0),
+            Origin::File { line, .. } => (2, *line),
+            Origin::Variable(_) => (3, 0),
+            Origin::Options => (4, 0),
+        }
+    }
+}
+
 impl Problem {
     /// Where it is.
     pub fn origin(&self) -> &Origin {

@@ -1,10 +1,11 @@
-//! What both crates must read alike: sizes, cores, durations, variable names, targets, modes, and what a misspelt word may
-//! have meant.
+//! What both crates must read alike: sizes, cores, durations, variable names, words such as modes and targets, names of
+//! images and registries, and what a misspelt word may have meant.
 //!
 //! `fairing-macros` cannot depend on `fairing-core`, so its file of this name is a link to this one (`cargo package`
 //! copies what a link points to). Every function that can fail gives back what would have been right, to be put behind
 //! "expected".
 
+use std::path::{Component, Path};
 use std::time::Duration;
 
 /// Units of memory and their bytes: a decimal or binary prefix, the `B` optional.
@@ -137,10 +138,163 @@ pub(crate) fn variable_name(text: &str) -> Result<(), String> {
 /// Whether `text` names a target that this version has.
 pub(crate) fn target(text: &str) -> Result<(), String> {
     match text {
-        "local" => Ok(()),
-        "docker" | "kubernetes" => Err(format!("\"local\" (`{text}` comes with a later version)")),
-        _ => Err("\"local\", the only target of this version".to_owned()),
+        "kubernetes" => Err(format!("\"local\" or \"docker\" (`{text}` comes with a later version)")),
+        _ => one_of(["local", "docker"], text),
     }
+}
+
+/// The two words that `builder` takes.
+pub(crate) fn builder(text: &str) -> Result<(), String> {
+    one_of(["append", "docker"], text)
+}
+
+/// The two words that `link` takes.
+pub(crate) fn link(text: &str) -> Result<(), String> {
+    one_of(["dynamic", "static"], text)
+}
+
+/// The two words that `on_disconnect` takes.
+pub(crate) fn on_disconnect(text: &str) -> Result<(), String> {
+    one_of(["stop", "continue"], text)
+}
+
+/// The words that `architectures` lists, which are those of container images.
+pub(crate) fn architecture(text: &str) -> Result<(), String> {
+    match text {
+        "x86_64" | "x86-64" => Err("\"amd64\", as images call it".to_owned()),
+        "aarch64" => Err("\"arm64\", as images call it".to_owned()),
+        _ => one_of(["amd64", "arm64"], text),
+    }
+}
+
+fn one_of(words: [&'static str; 2], text: &str) -> Result<(), String> {
+    if words.contains(&text) {
+        return Ok(());
+    }
+    let [first, second] = words;
+    let remedy = nearest(text, words).map(|near| format!("; did you mean \"{near}\"?")).unwrap_or_default();
+    Err(format!("\"{first}\" or \"{second}\"{remedy}"))
+}
+
+/// Why `setting`, which is about building, cannot stand beside `image`.
+pub(crate) fn no_meaning_with_image(setting: &str) -> String {
+    format!("`{setting}` has no meaning with `image`, which is used as it is; leave one of them out")
+}
+
+/// Why `base` cannot stand beside `dockerfile`.
+pub(crate) const BASE_WITH_DOCKERFILE: &str =
+    "`base` has no meaning with `dockerfile`, which names its base itself; leave one of them out";
+
+/// Why `builder = "append"` cannot stand beside `dockerfile`.
+pub(crate) const APPEND_WITH_DOCKERFILE: &str =
+    "`builder = \"append\"` reads no `dockerfile`; leave it out or set `builder = \"docker\"`";
+
+/// Why several architectures cannot stand beside the builder `docker`.
+pub(crate) const ARCHITECTURES_WITH_DOCKER: &str =
+    "several `architectures` need `builder = \"append\"`, since an engine builds for one at a time";
+
+/// Why `on_disconnect = "continue"` cannot stand beside `target`.
+pub(crate) fn continue_needs_kubernetes(target: &str) -> String {
+    format!(
+        "`on_disconnect = \"continue\"` needs `target = \"kubernetes\"`; with `target = \"{target}\"` a run ends with its \
+         launcher"
+    )
+}
+
+/// Whether `text` may name a repository that an image is pushed to: a host, and a path without tag and digest.
+///
+/// This is what can be said at once; the whole grammar is the registry client's.
+pub(crate) fn repository(text: &str) -> Result<(), String> {
+    let expected = || "a host and a path, such as \"registry.example/team/name\"".to_owned();
+    spelling(text, &expected())?;
+    let host = text.split_once('/').map(|(host, _)| host).ok_or_else(expected)?;
+    if text.split('/').any(str::is_empty) {
+        return Err(expected());
+    }
+    if !host.contains(['.', ':']) && host != "localhost" {
+        return Err(format!("the host of the registry in front, such as \"docker.io/{text}\""));
+    }
+    match name(text) {
+        name if name == text => Ok(()),
+        name => Err(format!("the name alone, \"{name}\" (what is pushed has a tag and a digest of its own)")),
+    }
+}
+
+/// Whether `text` may name an image: a repository, and a tag or digest behind it.
+pub(crate) fn image(text: &str) -> Result<(), String> {
+    let expected = "the name of an image, such as \"debian:12\"";
+    spelling(text, expected)?;
+    if name(text).split('/').any(str::is_empty) { Err(expected.to_owned()) } else { Ok(()) }
+}
+
+/// Whether `text` may be the host of a registry, with or without a port.
+pub(crate) fn registry_host(text: &str) -> Result<(), String> {
+    let expected = || "the host of a registry, such as \"registry.example:5000\"".to_owned();
+    spelling(text, &expected())?;
+    if let Some((host, _)) = text.split_once('/') {
+        return Err(if host.is_empty() { expected() } else { format!("the host alone, \"{host}\"") });
+    }
+    // The colons of an address of the sixth version stand in brackets.
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        _ => (text, None),
+    };
+    let is_port = |port: &str| whole(port).is_some_and(|port| (1..=u16::MAX.into()).contains(&port));
+    let is_host = !host.is_empty() && !host.contains('@') && (!host.contains(':') || host.starts_with('['));
+    if is_host && port.is_none_or(is_port) { Ok(()) } else { Err(expected()) }
+}
+
+/// What names of repositories, images and hosts have in common: lower case, and neither white space, scheme nor user.
+fn spelling(text: &str, expected: &str) -> Result<(), String> {
+    if text.is_empty() || text.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return Err(expected.to_owned());
+    }
+    if has_user(text) {
+        return Err(format!("{expected}, without a user or a password (`docker login` keeps them)"));
+    }
+    if let Some((scheme, _)) = text.split_once("://") {
+        return Err(format!("{expected}, without `{scheme}://`"));
+    }
+    let name = name(text);
+    if name.contains(|c: char| c.is_uppercase()) {
+        return Err(format!("lower case, \"{}{}\"", name.to_lowercase(), &text[name.len()..]));
+    }
+    Ok(())
+}
+
+/// The name of an image without its tag and digest: a colon before the last `/` is that of a port.
+fn name(reference: &str) -> &str {
+    let name = reference.split_once('@').map_or(reference, |(name, _)| name);
+    let last = name.rfind('/').map_or(0, |slash| slash + 1);
+    name[last..].find(':').map_or(name, |colon| &name[..last + colon])
+}
+
+/// Whether a user, and perhaps a password, stands in front of a host.
+fn has_user(text: &str) -> bool {
+    without_digest(text).contains('@')
+}
+
+fn without_digest(text: &str) -> &str {
+    let is_digest = |text: &str| text.starts_with("sha256:") || text.starts_with("sha512:");
+    text.rsplit_once('@').filter(|(_, digest)| is_digest(digest)).map_or(text, |(name, _)| name)
+}
+
+/// `text` as a message may show it: without the password of an address.
+pub(crate) fn shown(text: &str) -> String {
+    let name = without_digest(text);
+    match name.rsplit_once('@') {
+        Some((user, host)) if user.contains(':') => format!("...@{host}{}", &text[name.len()..]),
+        _ => text.to_owned(),
+    }
+}
+
+/// Whether a file of this path can be put beside the program: it must have the same place in the image.
+pub(crate) fn extra_file(path: &Path) -> Result<(), String> {
+    let is_below = path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+    if is_below && path.file_name().is_some() {
+        return Ok(());
+    }
+    Err("a relative path without `..`, such as \"labels.txt\"".to_owned())
 }
 
 /// The candidate that a misspelt `word` most likely meant.
@@ -270,6 +424,113 @@ mod tests {
             [("A=b", "\"A\""), ("FAIRING_SEED", "FAIRING_"), ("", "such as"), ("1a", "such as"), ("A B", "such as")]
         {
             assert!(variable_name(name).unwrap_err().contains(part), "{name}");
+        }
+    }
+
+    #[test]
+    fn settings_of_two_words_name_both_and_the_nearer_one() {
+        let cases: [(fn(&str) -> Result<(), String>, [&str; 2], &str); 5] = [
+            (target, ["local", "docker"], "dokcer"),
+            (builder, ["append", "docker"], "apend"),
+            (link, ["dynamic", "static"], "statik"),
+            (on_disconnect, ["stop", "continue"], "Stop"),
+            (architecture, ["amd64", "arm64"], "amd-64"),
+        ];
+        for (check, [first, second], misspelt) in cases {
+            assert_eq!((check(first), check(second)), (Ok(()), Ok(())));
+            let both = format!("\"{first}\" or \"{second}\"");
+            assert_eq!(check("moon"), Err(both.clone()));
+            assert!(check(misspelt).unwrap_err().starts_with(&format!("{both}; did you mean ")), "{misspelt}");
+        }
+        assert!(architecture("x86_64").unwrap_err().starts_with("\"amd64\""));
+        assert!(architecture("aarch64").unwrap_err().starts_with("\"arm64\""));
+    }
+
+    #[test]
+    fn a_repository_has_a_host_and_neither_tag_nor_digest() {
+        for text in ["registry.example/team/name", "localhost/a", "localhost:5000/a/b", "[::1]:5000/a", "docker.io/a/b"]
+        {
+            assert_eq!(repository(text), Ok(()), "{text}");
+        }
+        for (text, part) in [
+            ("", "such as"),
+            ("registry.example/a b", "such as"),
+            ("registry.example", "a host and a path"),
+            ("localhost:5000", "a host and a path"),
+            ("registry.example/", "a host and a path"),
+            ("registry.example//a", "a host and a path"),
+            ("/a", "a host and a path"),
+            ("team/name", "\"docker.io/team/name\""),
+            ("https://registry.example/a", "without `https://`"),
+            ("registry.example/Team/name", "lower case, \"registry.example/team/name\""),
+            ("registry.example:5000/a:1", "the name alone, \"registry.example:5000/a\""),
+            ("registry.example/a:1@sha256:00", "the name alone, \"registry.example/a\""),
+        ] {
+            assert!(repository(text).unwrap_err().contains(part), "{text}: {:?}", repository(text));
+        }
+    }
+
+    #[test]
+    fn an_image_may_have_a_tag_and_a_digest() {
+        for text in ["debian", "debian:12", "a.b:5000/c/d:Tag_1", "a.b/c:1@sha256:00", "debian@sha512:00"] {
+            assert_eq!(image(text), Ok(()), "{text}");
+        }
+        for (text, part) in [
+            ("", "such as"),
+            ("debian 12", "such as"),
+            (":12", "such as"),
+            ("a.b/", "such as"),
+            ("docker://debian:12", "without `docker://`"),
+            ("Debian:Twelve", "lower case, \"debian:Twelve\""),
+        ] {
+            assert!(image(text).unwrap_err().contains(part), "{text}: {:?}", image(text));
+        }
+    }
+
+    #[test]
+    fn the_host_of_a_registry_may_have_a_port() {
+        for text in ["registry.example", "localhost:5000", "10.0.0.1:80", "[::1]", "[::1]:5000"] {
+            assert_eq!(registry_host(text), Ok(()), "{text}");
+        }
+        for (text, part) in [
+            ("", "such as"),
+            ("a b", "such as"),
+            (":5000", "such as"),
+            ("a:", "such as"),
+            ("a:0", "such as"),
+            ("a:65536", "such as"),
+            ("::1", "such as"),
+            ("/a", "such as"),
+            ("a@sha256:00", "such as"),
+            ("http://a:5000", "without `http://`"),
+            ("a:5000/team", "the host alone, \"a:5000\""),
+            ("Registry.example", "lower case, \"registry.example\""),
+        ] {
+            assert!(registry_host(text).unwrap_err().contains(part), "{text}: {:?}", registry_host(text));
+        }
+    }
+
+    #[test]
+    fn a_password_is_neither_taken_nor_shown() {
+        for text in ["me:hunter2@a.b/c", "https://me:hunter2@a.b/c", "me:hunter2@a.b/c@sha256:00", "me:hunter2@a.b"] {
+            for check in [repository, image, registry_host] {
+                let message = check(text).unwrap_err();
+                assert!(message.contains("`docker login`") && !message.contains("hunter2"), "{text}: {message}");
+            }
+            assert!(!shown(text).contains("hunter2"), "{text}");
+        }
+        for text in ["debian:12@sha256:00", "me@host", "a:b", ""] {
+            assert_eq!(shown(text), text);
+        }
+    }
+
+    #[test]
+    fn a_file_beside_the_program_stays_below_its_folder() {
+        for path in ["labels.txt", "a/b.json", "./a", "..a"] {
+            assert_eq!(extra_file(Path::new(path)), Ok(()), "{path}");
+        }
+        for path in ["", ".", "/etc/passwd", "../a", "a/../b", "a/.."] {
+            assert!(extra_file(Path::new(path)).is_err(), "{path}");
         }
     }
 

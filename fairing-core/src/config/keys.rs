@@ -2,11 +2,11 @@
 //! [`LaunchOptions`](super::LaunchOptions), and one row in the module's documentation; a test compares them.
 
 use std::num::NonZeroU32;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use super::raw::Written;
-use super::{Config, Cpu, Memory, Target, grammar};
+use super::{Builder, Config, Cpu, ImageSettings, Link, Memory, OnDisconnect, Target, grammar};
 use crate::topology::Mode;
 
 /// One setting: how it is spelt, read and shown.
@@ -16,7 +16,7 @@ pub(super) struct Key {
     pub(super) name: &'static str,
     /// Its variable.
     pub(super) variable: &'static str,
-    /// Reads what was written into the configuration. A relative folder is meant from the given one. The error is what was
+    /// Reads what was written into the configuration. A relative path is meant from the given folder. The error is what was
     /// expected.
     pub(super) apply: fn(&mut Config, &Written, &Path) -> Result<(), String>,
     /// Its value in a configuration.
@@ -24,7 +24,7 @@ pub(super) struct Key {
 }
 
 /// Every key, in the order in which they are explained.
-pub(super) static KEYS: [Key; 14] = [
+pub(super) static KEYS: [Key; 28] = [
     Key {
         name: "workers",
         variable: "FAIRING_WORKERS",
@@ -97,16 +97,16 @@ pub(super) static KEYS: [Key; 14] = [
         name: "env",
         variable: "FAIRING_ENV",
         apply: |config, written, _| {
-            config.env = names(written)?;
+            config.env = list(written, "names, such as [\"HF_HOME\"]", grammar::variable_name)?;
             Ok(())
         },
-        show: |config| or_dash((!config.env.is_empty()).then(|| config.env.join(","))),
+        show: |config| list_or_dash(&config.env),
     },
     Key {
         name: "data",
         variable: "FAIRING_DATA",
         apply: |config, written, base| {
-            config.data_dir = Some(folder(written, base)?);
+            config.data_dir = Some(path(written, base, FOLDER)?);
             Ok(())
         },
         show: |config| or_dash(config.data_dir.as_ref().map(|path| path.display())),
@@ -115,20 +115,160 @@ pub(super) static KEYS: [Key; 14] = [
         name: "target",
         variable: "FAIRING_TARGET",
         apply: |config, written, _| {
-            grammar::target(written.text().unwrap_or_default())?;
-            config.target = Target::Local;
+            let word = written.text().unwrap_or_default();
+            grammar::target(word)?;
+            config.target = if word == "local" { Target::Local } else { docker()? };
             Ok(())
         },
         show: |config| config.target.to_string(),
     },
     Key {
+        name: "repository",
+        variable: "FAIRING_REPOSITORY",
+        apply: |config, written, _| {
+            config.image.repository = Some(checked(written, grammar::repository)?);
+            Ok(())
+        },
+        show: |config| or_dash(config.image.repository.as_ref()),
+    },
+    Key {
+        name: "image",
+        variable: "FAIRING_IMAGE",
+        // Stands before all that is about building: it replaces that of the layers below and not that of its own, with which
+        // it clashes. `REPLACED` says the same to those who ask where a value comes from.
+        apply: |config, written, _| {
+            let finished = Some(checked(written, grammar::image)?);
+            let ImageSettings { repository, registry_ca, plain_http, .. } = std::mem::take(&mut config.image);
+            config.image = ImageSettings { finished, repository, registry_ca, plain_http, ..ImageSettings::default() };
+            Ok(())
+        },
+        show: |config| or_dash(config.image.finished.as_ref()),
+    },
+    Key {
+        name: "base",
+        variable: "FAIRING_BASE",
+        apply: |config, written, _| {
+            config.image.base = Some(checked(written, grammar::image)?);
+            (config.image.finished, config.image.dockerfile) = (None, None);
+            Ok(())
+        },
+        show: |config| or_dash(config.image.base.as_ref()),
+    },
+    Key {
+        name: "dockerfile",
+        variable: "FAIRING_DOCKERFILE",
+        apply: |config, written, base| {
+            config.image.dockerfile = Some(path(written, base, "the path of a Dockerfile")?);
+            (config.image.finished, config.image.base) = (None, None);
+            Ok(())
+        },
+        show: |config| or_dash(config.image.dockerfile.as_ref().map(|path| path.display())),
+    },
+    Key {
+        name: "builder",
+        variable: "FAIRING_BUILDER",
+        apply: |config, written, _| {
+            let word = written.text().unwrap_or_default();
+            grammar::builder(word)?;
+            config.image.builder = if word == "append" { Builder::Append } else { Builder::Docker };
+            Ok(())
+        },
+        show: |config| config.image.builder.to_string(),
+    },
+    Key {
+        name: "link",
+        variable: "FAIRING_LINK",
+        apply: |config, written, _| {
+            let word = written.text().unwrap_or_default();
+            grammar::link(word)?;
+            config.image.link = if word == "dynamic" { Link::Dynamic } else { Link::Static };
+            Ok(())
+        },
+        show: |config| config.image.link.to_string(),
+    },
+    Key {
+        name: "architectures",
+        variable: "FAIRING_ARCHITECTURES",
+        apply: |config, written, _| {
+            config.image.architectures = list(written, "architectures, such as [\"arm64\"]", grammar::architecture)?;
+            Ok(())
+        },
+        show: |config| list_or_dash(&config.image.architectures),
+    },
+    Key {
+        name: "files",
+        variable: "FAIRING_FILES",
+        apply: |config, written, _| {
+            config.image.files = files(written)?;
+            Ok(())
+        },
+        show: |config| list_or_dash(config.image.files.iter().map(|path| path.display())),
+    },
+    Key {
+        name: "root_certificates",
+        variable: "FAIRING_ROOT_CERTIFICATES",
+        apply: |config, written, _| {
+            config.image.root_certificates = boolean(written)?;
+            Ok(())
+        },
+        show: |config| config.image.root_certificates.to_string(),
+    },
+    Key {
+        name: "registry_ca",
+        variable: "FAIRING_REGISTRY_CA",
+        apply: |config, written, base| {
+            config.image.registry_ca = Some(path(written, base, "the path of a PEM file")?);
+            Ok(())
+        },
+        show: |config| or_dash(config.image.registry_ca.as_ref().map(|path| path.display())),
+    },
+    Key {
+        name: "plain_http",
+        variable: "FAIRING_PLAIN_HTTP",
+        apply: |config, written, _| {
+            config.image.plain_http =
+                list(written, "hosts, such as [\"registry.example:5000\"]", grammar::registry_host)?;
+            Ok(())
+        },
+        show: |config| list_or_dash(&config.image.plain_http),
+    },
+    Key {
+        name: "on_disconnect",
+        variable: "FAIRING_ON_DISCONNECT",
+        apply: |config, written, _| {
+            let word = written.text().unwrap_or_default();
+            grammar::on_disconnect(word)?;
+            config.on_disconnect = if word == "stop" { OnDisconnect::Stop } else { OnDisconnect::Continue };
+            Ok(())
+        },
+        show: |config| config.on_disconnect.to_string(),
+    },
+    Key {
         name: "runs",
         variable: "FAIRING_RUNS",
         apply: |config, written, base| {
-            config.runs = folder(written, base)?;
+            config.runs = path(written, base, FOLDER)?;
             Ok(())
         },
         show: |config| config.runs.display().to_string(),
+    },
+    Key {
+        name: "cache",
+        variable: "FAIRING_CACHE",
+        apply: |config, written, base| {
+            config.cache = path(written, base, FOLDER)?;
+            Ok(())
+        },
+        show: |config| config.cache.display().to_string(),
+    },
+    Key {
+        name: "dry_run",
+        variable: "FAIRING_DRY_RUN",
+        apply: |config, written, _| {
+            config.dry_run = boolean(written)?;
+            Ok(())
+        },
+        show: |config| config.dry_run.to_string(),
     },
     Key {
         name: "resources.worker.cpu",
@@ -171,6 +311,9 @@ pub(super) static KEYS: [Key; 14] = [
 /// The tables of `Fairing.toml` that hold keys.
 pub(super) static TABLES: [&str; 3] = ["resources", "resources.worker", "resources.ps"];
 
+/// What a key whose value is a folder expects.
+const FOLDER: &str = "the path of a folder";
+
 impl Key {
     /// The key of this name.
     pub(super) fn named(name: &str) -> Option<&'static Key> {
@@ -180,6 +323,11 @@ impl Key {
 
 fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+fn list_or_dash(values: impl IntoIterator<Item = impl ToString>) -> String {
+    let values: Vec<_> = values.into_iter().map(|value| value.to_string()).collect();
+    or_dash((!values.is_empty()).then(|| values.join(",")))
 }
 
 fn count(written: &Written) -> Option<u32> {
@@ -194,30 +342,84 @@ fn number_from(least: u32, written: &Written) -> String {
     }
 }
 
-fn folder(written: &Written, base: &Path) -> Result<PathBuf, String> {
-    let path = match written {
-        Written::Path(path) => Some(path.as_path()),
+/// The path itself, not yet meant from anywhere.
+fn plain_path<'a>(written: &'a Written) -> Option<&'a Path> {
+    match written {
+        Written::Path(path) => Some(path),
         _ => written.text().map(Path::new),
-    };
-    let path = path.filter(|path| !path.as_os_str().is_empty()).ok_or("the path of a folder")?;
+    }
+}
+
+fn path(written: &Written, base: &Path, expected: &str) -> Result<PathBuf, String> {
+    let path = plain_path(written).filter(|path| !path.as_os_str().is_empty()).ok_or(expected)?;
     // `components` drops the `.` of `./data`, so that one folder has one spelling in messages.
     Ok(base.join(path).components().collect())
 }
 
-fn names(written: &Written) -> Result<Vec<String>, String> {
-    let names: Option<Vec<&str>> = match written {
-        Written::Bare(text) => Some(text.split(',').map(str::trim).filter(|name| !name.is_empty()).collect()),
-        Written::List(entries) => entries.iter().map(Written::text).collect(),
-        _ => None,
+/// A text that a rule of the grammar lets pass.
+fn checked(written: &Written, check: fn(&str) -> Result<(), String>) -> Result<String, String> {
+    // What is no text is empty to the rule, which says what it wants.
+    let text = written.text().unwrap_or_default();
+    check(text).map(|()| text.to_owned())
+}
+
+fn boolean(written: &Written) -> Result<bool, String> {
+    match written {
+        Written::Boolean(value) => Ok(*value),
+        Written::Bare(text) if ["true", "1"].contains(&text.trim()) => Ok(true),
+        Written::Bare(text) if ["false", "0"].contains(&text.trim()) => Ok(false),
+        Written::Text(text) if ["true", "false"].contains(&text.as_str()) => Err(format!("`{text}` without quotes")),
+        _ => Err("`true` or `false`".to_owned()),
+    }
+}
+
+/// The entries of a list, none twice: an array, or the parts of a variable between its commas.
+fn entries(written: &Written, expected: &str) -> Result<Vec<Written>, String> {
+    let entries = match written {
+        Written::Bare(text) => {
+            let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+            parts.map(|part| Written::Text(part.to_owned())).collect()
+        }
+        Written::List(entries) => entries.clone(),
+        _ => return Err(format!("a list of {expected}")),
     };
-    let names = names.ok_or("a list of names, such as [\"HF_HOME\"]")?;
-    for (index, name) in names.iter().enumerate() {
-        grammar::variable_name(name).map_err(|expected| format!("for \"{name}\" {expected}"))?;
-        if names[..index].contains(name) {
-            return Err(format!("\"{name}\" once"));
+    for (index, entry) in entries.iter().enumerate() {
+        if plain_path(entry).is_none() {
+            return Err(format!("a list of {expected}"));
+        }
+        if entries[..index].contains(entry) {
+            return Err(format!("{entry} once"));
         }
     }
-    Ok(names.into_iter().map(str::to_owned).collect())
+    Ok(entries)
+}
+
+fn list(written: &Written, expected: &str, check: fn(&str) -> Result<(), String>) -> Result<Vec<String>, String> {
+    let entries = entries(written, expected)?;
+    let entry = |entry: &Written| checked(entry, check).map_err(|expected| format!("for {entry} {expected}"));
+    entries.iter().map(entry).collect()
+}
+
+fn files(written: &Written) -> Result<Vec<PathBuf>, String> {
+    let mut files: Vec<PathBuf> = Vec::new();
+    for entry in entries(written, "paths, such as [\"labels.txt\"]")? {
+        let path = plain_path(&entry).expect("the entries of a list are texts or paths");
+        grammar::extra_file(path).map_err(|expected| format!("for {entry} {expected}"))?;
+        // `a` and `./a` are one file.
+        let path = path.components().filter(|part| *part != Component::CurDir).collect();
+        if !files.contains(&path) {
+            files.push(path);
+        }
+    }
+    Ok(files)
+}
+
+/// The target `docker`, if it is compiled in.
+fn docker() -> Result<Target, String> {
+    match cfg!(feature = "docker") {
+        true => Ok(Target::Docker),
+        false => Err("\"local\" (fairing-core is compiled without its feature `docker`)".to_owned()),
+    }
 }
 
 fn cpu(written: &Written) -> Result<Cpu, String> {

@@ -14,8 +14,22 @@
 //! | `seed` | `seed = 7` | `FAIRING_SEED` | seed of all that is random, default 0 | `seed = 7` |
 //! | `env` | `env = ["HF_HOME"]` | `FAIRING_ENV` | variables that the replicas see, default none | `env = ["HF_HOME"]` |
 //! | `data` | `data = "data"` | `FAIRING_DATA` | folder behind `worker.data_dir()`, default none | `data = "data"` |
-//! | `target` | `target = "local"` | `FAIRING_TARGET` | where the replicas run, default `local` | `target = "local"` |
+//! | `target` | `target = "docker"` | `FAIRING_TARGET` | where the replicas run: `local`, the default, or `docker` | `target = "local"` |
+//! | `repository` | `repository = "registry.example/team/name"` | `FAIRING_REPOSITORY` | where the image is pushed, as `host[:port]/path`; default none: the engine gets it directly | `repository = "localhost:5000/name"` |
+//! | `image` | `image = "registry.example/team/name:1"` | `FAIRING_IMAGE` | a finished image that is used as it is, default none | `image = "registry.example/team/name:1"` |
+//! | `base` | `base = "debian:12"` | `FAIRING_BASE` | image that the program is put on, default none: only what it needs | `base = "debian:12"` |
+//! | `dockerfile` | `dockerfile = "Dockerfile"` | `FAIRING_DOCKERFILE` | a Dockerfile of your own, default none; implies `builder = "docker"` | `dockerfile = "Dockerfile"` |
+//! | `builder` | `builder = "docker"` | `FAIRING_BUILDER` | who builds the image: `append`, the default, needs no engine, or `docker` | `builder = "docker"` |
+//! | `link` | `link = "static"` | `FAIRING_LINK` | libraries of the program: `dynamic`, the default, ships them beside it, `static` builds it anew with musl | `link = "static"` |
+//! | `architectures` | `architectures = ["amd64", "arm64"]` | `FAIRING_ARCHITECTURES` | what the image is built for, `amd64` or `arm64`, default that of this program; several need `repository` | `architectures = ["arm64"]` |
+//! | `files` | `files = ["labels.txt"]` | `FAIRING_FILES` | files that are put beside the program, default none | `files = ["labels.txt"]` |
+//! | `root_certificates` | `root_certificates = true` | `FAIRING_ROOT_CERTIFICATES` | whether this machine's root certificates go into the image, default no | `root_certificates = true` |
+//! | `registry_ca` | `registry_ca = "ca.pem"` | `FAIRING_REGISTRY_CA` | certificate authority of the registry, a PEM file; default those that this machine trusts | `registry_ca = "ca.pem"` |
+//! | `plain_http` | `plain_http = ["registry.example:5000"]` | `FAIRING_PLAIN_HTTP` | registries spoken to without TLS, as `host[:port]`, default none | `plain_http = ["registry.example:5000"]` |
+//! | `on_disconnect` | `on_disconnect = "stop"` | `FAIRING_ON_DISCONNECT` | what a run does when its launcher is gone: `stop`, the default, or `continue`, which is for clusters | `on_disconnect = "stop"` |
 //! | `runs` | `runs = "runs"` | `FAIRING_RUNS` | folder of the run folders, default `fairing/runs` in Cargo's build folder | `runs = "runs"` |
+//! | `cache` | `cache = "layers"` | `FAIRING_CACHE` | folder in which compressed layers are kept, default `fairing/cache` in the user's folder of caches | `cache = "layers"` |
+//! | `dry_run` | - | `FAIRING_DRY_RUN` | whether a launch only says what it would do, default no | `dry_run = true` |
 //! | `resources.worker.cpu` | `worker(cpu = 2)` | `FAIRING_WORKER_CPU` | cores of a worker | `resources.worker.cpu = 2` |
 //! | `resources.worker.memory` | `worker(memory = "1Gi")` | `FAIRING_WORKER_MEMORY` | memory of a worker | `resources.worker.memory = "1Gi"` |
 //! | `resources.ps.cpu` | `ps(cpu = "500m")` | `FAIRING_PS_CPU` | cores of a parameter server | `resources.ps.cpu = "500m"` |
@@ -23,13 +37,20 @@
 //!
 //! In `Fairing.toml` the resources are tables, `[resources.worker]` and `[resources.ps]`, since `ps` itself is a number.
 //! A variable holds a list with commas between its entries (`FAIRING_ENV=HF_HOME,WANDB_MODE`); a list replaces that of the
-//! layer below. Cores are a count, decimals (`"1.5"`) or thousandths (`"500m"`); memory has a decimal or binary unit, its `B`
-//! optional (`"1GB"`, `"512Mi"`). A duration has units (`"30s"`, `"2m"`, `"1m 30s"`). A relative folder is meant from the folder of the user's `Cargo.toml` in the attribute and
-//! in `Fairing.toml`, and from the current folder in variables and in code.
+//! layer below. A variable also takes 1 and 0 for `true` and `false` (`FAIRING_DRY_RUN=1`). Cores are a count, decimals (`"1.5"`) or thousandths (`"500m"`); memory has a decimal or binary unit, its `B`
+//! optional (`"1GB"`, `"512Mi"`). A duration has units (`"30s"`, `"2m"`, `"1m 30s"`). A relative path is meant from the folder of the user's `Cargo.toml` in the attribute and
+//! in `Fairing.toml`, and from the current folder in variables and in code. Only `files` are always meant from the folder of
+//! `Cargo.toml`: they have the same relative path in the image, below its working folder.
 //!
 //! `staleness` alone means async. A layer that sets `mode` replaces both `mode` and `staleness` of the layers below, so that
 //! `FAIRING_MODE=sync` undoes a `staleness` in the attribute; a `staleness` beside or above `mode = "sync"` is an error. So are
 //! `ps = 0` with async or staleness, and `ps = 0` with a `rejoin` above zero.
+//!
+//! What the image is made of is said by `image`, `base` or `dockerfile`, one of them in one layer. A layer that sets one replaces
+//! the others of the layers below, and `image` also all that they say of building: `builder`, `link`, `architectures`, `files`
+//! and `root_certificates`. Beside or above `image` these are errors, and so are `dockerfile` with `builder = "append"`, several
+//! `architectures` with `builder = "docker"`, and `on_disconnect = "continue"` with a target that is no cluster. With
+//! `target = "local"` no image is made; what is said of it is checked all the same.
 //!
 //! Variables that start with `FAIRING_PLACEMENT_` are fairing's own; any other unknown `FAIRING_` variable is an error.
 
@@ -38,6 +59,7 @@ mod env;
 mod error;
 mod explain;
 mod grammar;
+mod image;
 mod keys;
 mod options;
 mod raw;
@@ -51,6 +73,7 @@ pub use attribute::{Attribute, AttributeCpu};
 pub use env::{Env, ProcessEnv};
 pub use error::{ConfigError, Origin, Problem};
 pub use explain::{Explanation, Row};
+pub use image::{Builder, ImageSettings, Link, OnDisconnect};
 pub use options::LaunchOptions;
 pub use resolved::{Config, Resolved, Target};
 pub use resources::{Cpu, Memory, Resources, UnitError};

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Resources, Target};
+use super::{Builder, Link, OnDisconnect, Resources, Target};
 use crate::topology::Mode;
 
 /// Settings of one launch in code: the layer that wins over all others.
 ///
-/// A relative folder is meant from the current folder. What is not set here comes from the layers below.
+/// A relative path is meant from the current folder, but for [`LaunchOptions::files`]. What is not set here comes from the layers below.
 ///
 /// # Example
 ///
@@ -33,7 +33,21 @@ pub struct LaunchOptions {
     pub(super) env: Option<Vec<String>>,
     pub(super) data: Option<PathBuf>,
     pub(super) target: Option<Target>,
+    pub(super) repository: Option<String>,
+    pub(super) image: Option<String>,
+    pub(super) base: Option<String>,
+    pub(super) dockerfile: Option<PathBuf>,
+    pub(super) builder: Option<Builder>,
+    pub(super) link: Option<Link>,
+    pub(super) architectures: Option<Vec<String>>,
+    pub(super) files: Option<Vec<PathBuf>>,
+    pub(super) root_certificates: Option<bool>,
+    pub(super) registry_ca: Option<PathBuf>,
+    pub(super) plain_http: Option<Vec<String>>,
+    pub(super) on_disconnect: Option<OnDisconnect>,
     pub(super) runs: Option<PathBuf>,
+    pub(super) cache: Option<PathBuf>,
+    pub(super) dry_run: Option<bool>,
     pub(super) worker: Resources,
     pub(super) ps_resources: Resources,
 }
@@ -93,9 +107,96 @@ impl LaunchOptions {
         Self { target: Some(target), ..self }
     }
 
+    /// Where the image is pushed, as `host[:port]/path`.
+    pub fn repository(self, repository: impl Into<String>) -> Self {
+        Self { repository: Some(repository.into()), ..self }
+    }
+
+    /// A finished image that is used as it is, in place of all that the layers below say of building one.
+    pub fn image(self, reference: impl Into<String>) -> Self {
+        Self { image: Some(reference.into()), ..self }
+    }
+
+    /// The image that the program is put on, in place of an `image` or a `dockerfile` of the layers below.
+    pub fn base(self, reference: impl Into<String>) -> Self {
+        Self { base: Some(reference.into()), ..self }
+    }
+
+    /// A Dockerfile of your own, in place of an `image` or a `base` of the layers below. The builder is then
+    /// [`Builder::Docker`].
+    pub fn dockerfile(self, path: impl Into<PathBuf>) -> Self {
+        Self { dockerfile: Some(path.into()), ..self }
+    }
+
+    /// Who builds the image.
+    pub fn builder(self, builder: Builder) -> Self {
+        Self { builder: Some(builder), ..self }
+    }
+
+    /// How the program in the image finds its libraries.
+    pub fn link(self, link: Link) -> Self {
+        Self { link: Some(link), ..self }
+    }
+
+    /// The architectures that the image is built for, `amd64` or `arm64`, in place of those of the layers below; none means
+    /// that of this program.
+    pub fn architectures<I, S>(self, architectures: I) -> Self
+    where
+        I: IntoIterator<Item = S>,
+        S: Into<String>,
+    {
+        Self { architectures: Some(architectures.into_iter().map(Into::into).collect()), ..self }
+    }
+
+    /// Files that are put beside the program, in place of those of the layers below: relative paths without `..`, meant from
+    /// the folder of your `Cargo.toml` here and from the working folder in the image.
+    pub fn files<I, P>(self, paths: I) -> Self
+    where
+        I: IntoIterator<Item = P>,
+        P: Into<PathBuf>,
+    {
+        Self { files: Some(paths.into_iter().map(Into::into).collect()), ..self }
+    }
+
+    /// Whether the root certificates of this machine go into the image.
+    pub fn root_certificates(self, are_shipped: bool) -> Self {
+        Self { root_certificates: Some(are_shipped), ..self }
+    }
+
+    /// The certificate authority of the registry, a PEM file.
+    pub fn registry_ca(self, path: impl Into<PathBuf>) -> Self {
+        Self { registry_ca: Some(path.into()), ..self }
+    }
+
+    /// Registries that are spoken to without TLS, as `host[:port]`, in place of those of the layers below.
+    pub fn plain_http<I, S>(self, hosts: I) -> Self
+    where
+        I: IntoIterator<Item = S>,
+        S: Into<String>,
+    {
+        Self { plain_http: Some(hosts.into_iter().map(Into::into).collect()), ..self }
+    }
+
+    /// What the run does when this process is gone.
+    ///
+    /// [`OnDisconnect::Continue`] is refused when the run is launched, unless its target is a cluster.
+    pub fn on_disconnect(self, on_disconnect: OnDisconnect) -> Self {
+        Self { on_disconnect: Some(on_disconnect), ..self }
+    }
+
     /// The folder that gets a folder for each run.
     pub fn runs(self, folder: impl Into<PathBuf>) -> Self {
         Self { runs: Some(folder.into()), ..self }
+    }
+
+    /// The folder in which compressed layers are kept from one run to the next.
+    pub fn cache(self, folder: impl Into<PathBuf>) -> Self {
+        Self { cache: Some(folder.into()), ..self }
+    }
+
+    /// Whether the launch only says what it would do.
+    pub fn dry_run(self, is_dry: bool) -> Self {
+        Self { dry_run: Some(is_dry), ..self }
     }
 
     /// What a worker asks for; a part that is `None` stays as the layers below have it.

@@ -34,19 +34,27 @@ pub(super) struct Entry {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Written {
     Integer(i128),
+    Boolean(bool),
     /// A number with a point, as its digits stand there.
     Decimal(String),
     /// A text in quotes.
     Text(String),
     /// The value of a variable, which has no quotes to tell a text from a number.
     Bare(String),
-    /// A folder given in code.
+    /// A path given in code.
     Path(PathBuf),
     /// A span of time given in code.
     Duration(Duration),
     List(Vec<Written>),
     /// Anything that no key takes, in words.
     Other(&'static str),
+}
+
+impl Entry {
+    /// The place of its layer among the layers.
+    pub(super) fn layer(&self) -> u8 {
+        self.origin.place().0
+    }
 }
 
 impl Written {
@@ -72,8 +80,9 @@ impl fmt::Display for Written {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Written::Integer(number) => number.fmt(f),
+            Written::Boolean(value) => write!(f, "`{value}`"),
             Written::Decimal(digits) => f.write_str(digits),
-            Written::Text(text) | Written::Bare(text) => write!(f, "{text:?}"),
+            Written::Text(text) | Written::Bare(text) => write!(f, "{:?}", grammar::shown(text)),
             Written::Path(path) => write!(f, "{path:?}"),
             Written::Duration(duration) => humantime::format_duration(*duration).fmt(f),
             Written::List(entries) => {
@@ -89,6 +98,7 @@ impl RawConfig {
     /// Adds what stands in the attribute.
     pub(super) fn attribute(&mut self, attribute: &Attribute) {
         let text = |text: &str| Written::Text(text.to_owned());
+        let list = |entries: &[&str]| Written::List(entries.iter().map(|entry| text(entry)).collect());
         let cpu = |cpu: AttributeCpu| match cpu {
             AttributeCpu::Cores(count) => Written::Integer(count.into()),
             AttributeCpu::Text(digits) => text(digits),
@@ -102,10 +112,25 @@ impl RawConfig {
                 ("staleness", attribute.staleness.map(|steps| Written::Integer(steps.into()))),
                 ("rejoin", attribute.rejoin.map(text)),
                 ("seed", attribute.seed.map(|seed| Written::Integer(seed.into()))),
-                ("env", attribute.env.map(|names| Written::List(names.iter().map(|name| text(name)).collect()))),
+                ("env", attribute.env.map(list)),
                 ("data", attribute.data.map(text)),
                 ("target", attribute.target.map(text)),
+                ("repository", attribute.repository.map(text)),
+                ("image", attribute.image.map(text)),
+                ("base", attribute.base.map(text)),
+                ("dockerfile", attribute.dockerfile.map(text)),
+                ("builder", attribute.builder.map(text)),
+                ("link", attribute.link.map(text)),
+                ("architectures", attribute.architectures.map(list)),
+                ("files", attribute.files.map(list)),
+                ("root_certificates", attribute.root_certificates.map(Written::Boolean)),
+                ("registry_ca", attribute.registry_ca.map(text)),
+                ("plain_http", attribute.plain_http.map(list)),
+                ("on_disconnect", attribute.on_disconnect.map(text)),
                 ("runs", attribute.runs.map(text)),
+                ("cache", attribute.cache.map(text)),
+                // Whether a launch is a rehearsal is nothing that stands in a program.
+                ("dry_run", None),
                 ("resources.worker.cpu", attribute.worker_cpu.map(cpu)),
                 ("resources.worker.memory", attribute.worker_memory.map(text)),
                 ("resources.ps.cpu", attribute.ps_cpu.map(cpu)),
@@ -175,8 +200,15 @@ impl RawConfig {
 
     /// Adds what the code says.
     pub(super) fn options(&mut self, options: &LaunchOptions) {
-        let folder = |path: &Option<PathBuf>| path.clone().map(Written::Path);
+        let path = |path: &Option<PathBuf>| path.clone().map(Written::Path);
         let text = |value: &dyn ToString| Written::Text(value.to_string());
+        let string = |value: &Option<String>| value.clone().map(Written::Text);
+        let list = |entries: &Option<Vec<String>>| {
+            entries.as_ref().map(|entries| Written::List(entries.iter().map(|entry| text(entry)).collect()))
+        };
+        let paths = |paths: &Option<Vec<PathBuf>>| {
+            paths.as_ref().map(|paths| Written::List(paths.iter().cloned().map(Written::Path).collect()))
+        };
         let (mode, staleness) = match options.mode {
             None => (None, None),
             Some(Mode::Sync) => (Some("sync"), None),
@@ -192,10 +224,24 @@ impl RawConfig {
                 ("staleness", staleness.map(|steps| Written::Integer(steps.into()))),
                 ("rejoin", options.rejoin.map(Written::Duration)),
                 ("seed", options.seed.map(|seed| Written::Integer(seed.into()))),
-                ("env", options.env.as_ref().map(|names| Written::List(names.iter().map(|name| text(name)).collect()))),
-                ("data", folder(&options.data)),
+                ("env", list(&options.env)),
+                ("data", path(&options.data)),
                 ("target", options.target.map(|target| text(&target))),
-                ("runs", folder(&options.runs)),
+                ("repository", string(&options.repository)),
+                ("image", string(&options.image)),
+                ("base", string(&options.base)),
+                ("dockerfile", path(&options.dockerfile)),
+                ("builder", options.builder.map(|builder| text(&builder))),
+                ("link", options.link.map(|link| text(&link))),
+                ("architectures", list(&options.architectures)),
+                ("files", paths(&options.files)),
+                ("root_certificates", options.root_certificates.map(Written::Boolean)),
+                ("registry_ca", path(&options.registry_ca)),
+                ("plain_http", list(&options.plain_http)),
+                ("on_disconnect", options.on_disconnect.map(|on_disconnect| text(&on_disconnect))),
+                ("runs", path(&options.runs)),
+                ("cache", path(&options.cache)),
+                ("dry_run", options.dry_run.map(Written::Boolean)),
                 ("resources.worker.cpu", options.worker.cpu.map(|cpu| text(&cpu))),
                 ("resources.worker.memory", options.worker.memory.map(|memory| text(&memory))),
                 ("resources.ps.cpu", options.ps_resources.cpu.map(|cpu| text(&cpu))),
@@ -230,8 +276,7 @@ fn written(value: &DeValue<'_>) -> Written {
         DeValue::String(text) => Written::Text(text.clone().into_owned()),
         DeValue::Integer(number) => integer(number),
         DeValue::Float(number) => Written::Decimal(number.as_str().to_owned()),
-        DeValue::Boolean(true) => Written::Other("`true`"),
-        DeValue::Boolean(false) => Written::Other("`false`"),
+        DeValue::Boolean(value) => Written::Boolean(*value),
         DeValue::Datetime(_) => Written::Other("a date"),
         DeValue::Array(entries) => Written::List(entries.iter().map(|entry| written(entry.get_ref())).collect()),
         DeValue::Table(_) => Written::Other("a table"),

@@ -7,7 +7,10 @@ use std::time::Duration;
 use super::keys::{KEYS, Key};
 use super::raw::{Entry, RawConfig};
 use super::together::Winners;
-use super::{Attribute, ConfigError, Env, Explanation, LaunchOptions, Origin, Problem, Resources, Row, Surroundings};
+use super::{
+    Attribute, ConfigError, Env, Explanation, ImageSettings, LaunchOptions, OnDisconnect, Origin, Problem, Resources,
+    Row, Surroundings,
+};
 use crate::topology::{Mode, Topology};
 
 /// What the user wants, checked: past [`Config::resolve`] every value is usable as it is.
@@ -28,8 +31,17 @@ pub struct Config {
     pub data_dir: Option<PathBuf>,
     /// Where the replicas run, default on this machine.
     pub target: Target,
+    /// What the container image is made of and where it goes, for a target other than this machine.
+    pub image: ImageSettings,
+    /// What the run does when the process that launched it is gone, default end.
+    pub on_disconnect: OnDisconnect,
     /// The folder that gets a folder for each run, absolute. Default `fairing/runs` in Cargo's build folder.
     pub runs: PathBuf,
+    /// The folder in which compressed layers are kept from one run to the next, absolute. Default `fairing/cache` in the
+    /// user's folder of caches.
+    pub cache: PathBuf,
+    /// Whether the launch only says what it would do, default no.
+    pub dry_run: bool,
     /// What each worker asks for.
     pub worker: Resources,
     /// What each parameter server asks for.
@@ -42,6 +54,8 @@ pub struct Config {
 pub enum Target {
     /// Processes on this machine.
     Local,
+    /// Containers on one engine.
+    Docker,
 }
 
 /// A configuration and where it comes from. Returned by [`Config::resolve`].
@@ -73,6 +87,7 @@ impl Config {
     ///     current: "/project".into(),
     ///     manifest: "/project".into(),
     ///     target: "/project/target".into(),
+    ///     cache: "/home/me/.cache".into(),
     ///     file: Some("workers = 2".into()),
     /// };
     /// let env = BTreeMap::from([("FAIRING_WORKERS".to_string(), "4".to_string())]);
@@ -96,7 +111,7 @@ impl Config {
         raw.options(options);
 
         let RawConfig { mut entries, mut problems } = raw;
-        entries.sort_by_key(|entry| (layer(&entry.origin).0, KEYS.iter().position(|key| key.name == entry.key.name)));
+        entries.sort_by_key(|entry| (entry.layer(), KEYS.iter().position(|key| key.name == entry.key.name)));
         let mut config = Self::defaults(surroundings);
         let mut winners = Winners::new(&entries);
         for (place, Entry { key, written, origin }) in entries.iter().enumerate() {
@@ -112,11 +127,12 @@ impl Config {
                 }
             }
         }
+        winners.imply(&mut config);
         let broken = |name: &str| problems.iter().any(|it| matches!(it, Problem::Value { key, .. } if *key == name));
         let together = winners.problems(&config, broken);
         problems.extend(together);
         if !problems.is_empty() {
-            problems.sort_by_key(|problem| layer(problem.origin()));
+            problems.sort_by_key(|problem| problem.origin().place());
             return Err(ConfigError::Invalid { problems });
         }
         let row = |key: &Key| Row { key: key.name, value: (key.show)(&config), origin: winners.origin(key.name) };
@@ -133,7 +149,11 @@ impl Config {
             env: Vec::new(),
             data_dir: None,
             target: Target::Local,
+            image: ImageSettings::default(),
+            on_disconnect: OnDisconnect::Stop,
             runs: surroundings.target.join("fairing").join("runs"),
+            cache: surroundings.cache.join("fairing").join("cache"),
+            dry_run: false,
             worker: Resources::default(),
             ps: Resources::default(),
         }
@@ -144,25 +164,15 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Target::Local => f.write_str("local"),
+            Target::Docker => f.write_str("docker"),
         }
-    }
-}
-
-/// Place of an origin among the layers, and within the file.
-fn layer(origin: &Origin) -> (u8, usize) {
-    match origin {
-        Origin::Default => (0, 0),
-        Origin::Attribute => (1, 0),
-        Origin::File { line, .. } => (2, *line),
-        Origin::Variable(_) => (3, 0),
-        Origin::Options => (4, 0),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::AttributeCpu;
+    use crate::config::{AttributeCpu, Builder, Link};
     use expect_test::{Expect, expect};
     use std::collections::BTreeMap;
 
@@ -187,6 +197,7 @@ mod tests {
             current: "/here".into(),
             manifest: "/project".into(),
             target: "/project/target".into(),
+            cache: "/home/me/.cache".into(),
             file: Some(file.to_owned()),
         };
         let env: BTreeMap<String, String> = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
@@ -207,20 +218,34 @@ mod tests {
     fn a_run_without_any_setting_has_the_defaults() {
         let resolved = resolve(&Attribute::NONE, "", &[], &LaunchOptions::new()).unwrap();
         expect![[r#"
-            workers                  1                             default
-            ps                       1                             default
-            mode                     sync                          default
-            staleness                -                             default
-            rejoin                   0s                            default
-            seed                     0                             default
-            env                      -                             default
-            data                     -                             default
-            target                   local                         default
-            runs                     /project/target/fairing/runs  default
-            resources.worker.cpu     -                             default
-            resources.worker.memory  -                             default
-            resources.ps.cpu         -                             default
-            resources.ps.memory      -                             default
+            workers                  1                              default
+            ps                       1                              default
+            mode                     sync                           default
+            staleness                -                              default
+            rejoin                   0s                             default
+            seed                     0                              default
+            env                      -                              default
+            data                     -                              default
+            target                   local                          default
+            repository               -                              default
+            image                    -                              default
+            base                     -                              default
+            dockerfile               -                              default
+            builder                  append                         default
+            link                     dynamic                        default
+            architectures            -                              default
+            files                    -                              default
+            root_certificates        false                          default
+            registry_ca              -                              default
+            plain_http               -                              default
+            on_disconnect            stop                           default
+            runs                     /project/target/fairing/runs   default
+            cache                    /home/me/.cache/fairing/cache  default
+            dry_run                  false                          default
+            resources.worker.cpu     -                              default
+            resources.worker.memory  -                              default
+            resources.ps.cpu         -                              default
+            resources.ps.memory      -                              default
         "#]]
         .assert_eq(&resolved.explanation.to_string());
     }
@@ -232,20 +257,34 @@ mod tests {
             &[],
             &LaunchOptions::new(),
             expect![[r#"
-                workers                  2                             attribute
-                ps                       1                             default
-                mode                     sync                          default
-                staleness                -                             default
-                rejoin                   0s                            default
-                seed                     3                             attribute
-                env                      HF_HOME                       attribute
-                data                     /project/data                 attribute
-                target                   local                         default
-                runs                     /project/target/fairing/runs  default
-                resources.worker.cpu     2                             attribute
-                resources.worker.memory  -                             default
-                resources.ps.cpu         -                             default
-                resources.ps.memory      512Mi                         attribute
+                workers                  2                              attribute
+                ps                       1                              default
+                mode                     sync                           default
+                staleness                -                              default
+                rejoin                   0s                             default
+                seed                     3                              attribute
+                env                      HF_HOME                        attribute
+                data                     /project/data                  attribute
+                target                   local                          default
+                repository               -                              default
+                image                    -                              default
+                base                     -                              default
+                dockerfile               -                              default
+                builder                  append                         default
+                link                     dynamic                        default
+                architectures            -                              default
+                files                    -                              default
+                root_certificates        false                          default
+                registry_ca              -                              default
+                plain_http               -                              default
+                on_disconnect            stop                           default
+                runs                     /project/target/fairing/runs   default
+                cache                    /home/me/.cache/fairing/cache  default
+                dry_run                  false                          default
+                resources.worker.cpu     2                              attribute
+                resources.worker.memory  -                              default
+                resources.ps.cpu         -                              default
+                resources.ps.memory      512Mi                          attribute
             "#]],
         );
         let file = "workers = 3\nseed = 4\ndata = '../shared'\nresources.worker.cpu = '500m'\n[resources.ps]\nmemory = '1GB'\ncpu = 1.5";
@@ -254,20 +293,34 @@ mod tests {
             &[],
             &LaunchOptions::new(),
             expect![[r#"
-                workers                  3                             /project/Fairing.toml:1
-                ps                       1                             default
-                mode                     sync                          default
-                staleness                -                             default
-                rejoin                   0s                            default
-                seed                     4                             /project/Fairing.toml:2
-                env                      HF_HOME                       attribute
-                data                     /project/../shared            /project/Fairing.toml:3
-                target                   local                         default
-                runs                     /project/target/fairing/runs  default
-                resources.worker.cpu     500m                          /project/Fairing.toml:4
-                resources.worker.memory  -                             default
-                resources.ps.cpu         1500m                         /project/Fairing.toml:7
-                resources.ps.memory      1G                            /project/Fairing.toml:6
+                workers                  3                              /project/Fairing.toml:1
+                ps                       1                              default
+                mode                     sync                           default
+                staleness                -                              default
+                rejoin                   0s                             default
+                seed                     4                              /project/Fairing.toml:2
+                env                      HF_HOME                        attribute
+                data                     /project/../shared             /project/Fairing.toml:3
+                target                   local                          default
+                repository               -                              default
+                image                    -                              default
+                base                     -                              default
+                dockerfile               -                              default
+                builder                  append                         default
+                link                     dynamic                        default
+                architectures            -                              default
+                files                    -                              default
+                root_certificates        false                          default
+                registry_ca              -                              default
+                plain_http               -                              default
+                on_disconnect            stop                           default
+                runs                     /project/target/fairing/runs   default
+                cache                    /home/me/.cache/fairing/cache  default
+                dry_run                  false                          default
+                resources.worker.cpu     500m                           /project/Fairing.toml:4
+                resources.worker.memory  -                              default
+                resources.ps.cpu         1500m                          /project/Fairing.toml:7
+                resources.ps.memory      1G                             /project/Fairing.toml:6
             "#]],
         );
         let env = [
@@ -283,20 +336,34 @@ mod tests {
             &env,
             &LaunchOptions::new(),
             expect![[r#"
-                workers                  5                             FAIRING_WORKERS
-                ps                       1                             default
-                mode                     sync                          default
-                staleness                -                             default
-                rejoin                   0s                            default
-                seed                     4                             /project/Fairing.toml:2
-                env                      A,B                           FAIRING_ENV
-                data                     /here/sets                    FAIRING_DATA
-                target                   local                         default
-                runs                     /project/target/fairing/runs  default
-                resources.worker.cpu     500m                          /project/Fairing.toml:4
-                resources.worker.memory  2Gi                           FAIRING_WORKER_MEMORY
-                resources.ps.cpu         1500m                         /project/Fairing.toml:7
-                resources.ps.memory      1G                            /project/Fairing.toml:6
+                workers                  5                              FAIRING_WORKERS
+                ps                       1                              default
+                mode                     sync                           default
+                staleness                -                              default
+                rejoin                   0s                             default
+                seed                     4                              /project/Fairing.toml:2
+                env                      A,B                            FAIRING_ENV
+                data                     /here/sets                     FAIRING_DATA
+                target                   local                          default
+                repository               -                              default
+                image                    -                              default
+                base                     -                              default
+                dockerfile               -                              default
+                builder                  append                         default
+                link                     dynamic                        default
+                architectures            -                              default
+                files                    -                              default
+                root_certificates        false                          default
+                registry_ca              -                              default
+                plain_http               -                              default
+                on_disconnect            stop                           default
+                runs                     /project/target/fairing/runs   default
+                cache                    /home/me/.cache/fairing/cache  default
+                dry_run                  false                          default
+                resources.worker.cpu     500m                           /project/Fairing.toml:4
+                resources.worker.memory  2Gi                            FAIRING_WORKER_MEMORY
+                resources.ps.cpu         1500m                          /project/Fairing.toml:7
+                resources.ps.memory      1G                             /project/Fairing.toml:6
             "#]],
         );
         let options = LaunchOptions::new()
@@ -308,7 +375,19 @@ mod tests {
             .env(["C"])
             .data("sets")
             .target(Target::Local)
+            .repository("localhost:5000/a")
+            .base("debian:12")
+            .builder(Builder::Append)
+            .link(Link::Static)
+            .architectures(["arm64"])
+            .files(["./labels.txt", "words/en.txt"])
+            .root_certificates(true)
+            .registry_ca("ca.pem")
+            .plain_http(["a:80", "b"])
+            .on_disconnect(OnDisconnect::Stop)
             .runs("/runs")
+            .cache("layers")
+            .dry_run(true)
             .worker_resources(Resources { cpu: Some("3".parse().unwrap()), memory: None })
             .ps_resources(Resources { cpu: None, memory: Some("4Gi".parse().unwrap()) });
         explained(
@@ -316,20 +395,34 @@ mod tests {
             &env,
             &options,
             expect![[r#"
-                workers                  6                     LaunchOptions
-                ps                       2                     LaunchOptions
-                mode                     async                 LaunchOptions
-                staleness                4                     LaunchOptions
-                rejoin                   1m 30s                LaunchOptions
-                seed                     18446744073709551615  LaunchOptions
-                env                      C                     LaunchOptions
-                data                     /here/sets            LaunchOptions
-                target                   local                 LaunchOptions
-                runs                     /runs                 LaunchOptions
-                resources.worker.cpu     3                     LaunchOptions
-                resources.worker.memory  2Gi                   FAIRING_WORKER_MEMORY
-                resources.ps.cpu         1500m                 /project/Fairing.toml:7
-                resources.ps.memory      4Gi                   LaunchOptions
+                workers                  6                        LaunchOptions
+                ps                       2                        LaunchOptions
+                mode                     async                    LaunchOptions
+                staleness                4                        LaunchOptions
+                rejoin                   1m 30s                   LaunchOptions
+                seed                     18446744073709551615     LaunchOptions
+                env                      C                        LaunchOptions
+                data                     /here/sets               LaunchOptions
+                target                   local                    LaunchOptions
+                repository               localhost:5000/a         LaunchOptions
+                image                    -                        default
+                base                     debian:12                LaunchOptions
+                dockerfile               -                        default
+                builder                  append                   LaunchOptions
+                link                     static                   LaunchOptions
+                architectures            arm64                    LaunchOptions
+                files                    labels.txt,words/en.txt  LaunchOptions
+                root_certificates        true                     LaunchOptions
+                registry_ca              /here/ca.pem             LaunchOptions
+                plain_http               a:80,b                   LaunchOptions
+                on_disconnect            stop                     LaunchOptions
+                runs                     /runs                    LaunchOptions
+                cache                    /here/layers             LaunchOptions
+                dry_run                  true                     LaunchOptions
+                resources.worker.cpu     3                        LaunchOptions
+                resources.worker.memory  2Gi                      FAIRING_WORKER_MEMORY
+                resources.ps.cpu         1500m                    /project/Fairing.toml:7
+                resources.ps.memory      4Gi                      LaunchOptions
             "#]],
         );
     }
@@ -350,7 +443,8 @@ mod tests {
     #[test]
     fn every_problem_of_every_layer_is_listed_at_once() {
         let file = "workers = 'two'\nwrokers = 2\nps = -1\nmode = 'asinc'\nrejoin = '30'\n[worker]\ncpu = 2\n[resources.ps]\nmemory = '1Gbb'\nmemroy = 1\n";
-        let env = [("FAIRING_WORKER", "2"), ("FAIRING_SEED", "-1"), ("FAIRING_TARGET", "docker"), ("FAIRING_X", "")];
+        let env =
+            [("FAIRING_WORKER", "2"), ("FAIRING_SEED", "-1"), ("FAIRING_TARGET", "kubernetes"), ("FAIRING_X", "")];
         let options = LaunchOptions::new().env(["A=1"]).rejoin(Duration::from_secs(3601)).runs("");
         refused(
             file,
@@ -369,7 +463,7 @@ mod tests {
                   unknown variable `FAIRING_WORKER`; did you mean `FAIRING_WORKERS`?
                   unknown variable `FAIRING_X`
                   FAIRING_SEED: `seed` is "-1"; expected a whole number from 0
-                  FAIRING_TARGET: `target` is "docker"; expected "local" (`docker` comes with a later version)
+                  FAIRING_TARGET: `target` is "kubernetes"; expected "local" or "docker" (`kubernetes` comes with a later version)
                   LaunchOptions: `rejoin` is 1h 1s; expected at most "1h"
                   LaunchOptions: `env` is ["A=1"]; expected for "A=1" the name alone, "A"; the value is that of the launcher
                   LaunchOptions: `runs` is ""; expected the path of a folder"#]],
@@ -397,13 +491,44 @@ mod tests {
             "env = ['A', 'A']",
             "data = true",
             "target = 'kubernetes'",
+            "target = 'moon'",
+            "repository = ''",
+            "repository = 'team/name'",
+            "repository = 'https://registry.example/a'",
+            "repository = 'https://me:hunter2@registry.example/a'",
+            "repository = 'registry.example/Team'",
+            "repository = 'registry.example/a:1'",
+            "image = 2",
+            "base = 'debian 12'",
+            "dockerfile = ''",
+            "builder = 'podman'",
+            "link = 'Static'",
+            "architectures = 'arm64'",
+            "architectures = ['aarch64']",
+            "architectures = ['arm64', 'arm64']",
+            "files = ['/etc/passwd']",
+            "files = [true]",
+            "root_certificates = 'true'",
+            "root_certificates = 1",
+            "registry_ca = false",
+            "plain_http = ['http://a']",
+            "on_disconnect = 'go on'",
+            "cache = []",
+            "dry_run = 'yes'",
             "resources.worker.memory = 1024",
             "resources.worker = 2",
             "resources = 2",
             "seed 3",
             "seed = 3\nseed = 3",
         ];
-        let variables = [("FAIRING_ENV", "A,FAIRING_SEED"), ("FAIRING_WORKERS", ""), ("FAIRING_PS_CPU", "0")];
+        let variables = [
+            ("FAIRING_ENV", "A,FAIRING_SEED"),
+            ("FAIRING_WORKERS", ""),
+            ("FAIRING_PS_CPU", "0"),
+            ("FAIRING_DRY_RUN", "yes"),
+            ("FAIRING_BASE", ""),
+            ("FAIRING_PLAIN_HTTP", "a,b:x"),
+        ];
         let files = files.map(|file| (file, None)).into_iter();
         let cases = files.chain(variables.map(|variable| ("", Some(variable))));
         let message = |(file, variable): (&str, Option<_>)| {
@@ -428,7 +553,31 @@ mod tests {
             /project/Fairing.toml:1: `env` is ["A", 2]; expected a list of names, such as ["HF_HOME"]
             /project/Fairing.toml:1: `env` is ["A", "A"]; expected "A" once
             /project/Fairing.toml:1: `data` is `true`; expected the path of a folder
-            /project/Fairing.toml:1: `target` is "kubernetes"; expected "local" (`kubernetes` comes with a later version)
+            /project/Fairing.toml:1: `target` is "kubernetes"; expected "local" or "docker" (`kubernetes` comes with a later version)
+            /project/Fairing.toml:1: `target` is "moon"; expected "local" or "docker"
+            /project/Fairing.toml:1: `repository` is ""; expected a host and a path, such as "registry.example/team/name"
+            /project/Fairing.toml:1: `repository` is "team/name"; expected the host of the registry in front, such as "docker.io/team/name"
+            /project/Fairing.toml:1: `repository` is "https://registry.example/a"; expected a host and a path, such as "registry.example/team/name", without `https://`
+            /project/Fairing.toml:1: `repository` is "...@registry.example/a"; expected a host and a path, such as "registry.example/team/name", without a user or a password (`docker login` keeps them)
+            /project/Fairing.toml:1: `repository` is "registry.example/Team"; expected lower case, "registry.example/team"
+            /project/Fairing.toml:1: `repository` is "registry.example/a:1"; expected the name alone, "registry.example/a" (what is pushed has a tag and a digest of its own)
+            /project/Fairing.toml:1: `image` is 2; expected the name of an image, such as "debian:12"
+            /project/Fairing.toml:1: `base` is "debian 12"; expected the name of an image, such as "debian:12"
+            /project/Fairing.toml:1: `dockerfile` is ""; expected the path of a Dockerfile
+            /project/Fairing.toml:1: `builder` is "podman"; expected "append" or "docker"
+            /project/Fairing.toml:1: `link` is "Static"; expected "dynamic" or "static"; did you mean "static"?
+            /project/Fairing.toml:1: `architectures` is "arm64"; expected a list of architectures, such as ["arm64"]
+            /project/Fairing.toml:1: `architectures` is ["aarch64"]; expected for "aarch64" "arm64", as images call it
+            /project/Fairing.toml:1: `architectures` is ["arm64", "arm64"]; expected "arm64" once
+            /project/Fairing.toml:1: `files` is ["/etc/passwd"]; expected for "/etc/passwd" a relative path without `..`, such as "labels.txt"
+            /project/Fairing.toml:1: `files` is [`true`]; expected a list of paths, such as ["labels.txt"]
+            /project/Fairing.toml:1: `root_certificates` is "true"; expected `true` without quotes
+            /project/Fairing.toml:1: `root_certificates` is 1; expected `true` or `false`
+            /project/Fairing.toml:1: `registry_ca` is `false`; expected the path of a PEM file
+            /project/Fairing.toml:1: `plain_http` is ["http://a"]; expected for "http://a" the host of a registry, such as "registry.example:5000", without `http://`
+            /project/Fairing.toml:1: `on_disconnect` is "go on"; expected "stop" or "continue"
+            /project/Fairing.toml:1: `cache` is []; expected the path of a folder
+            /project/Fairing.toml:1: `dry_run` is "yes"; expected `true` or `false`
             /project/Fairing.toml:1: `resources.worker.memory` is 1024; expected a size such as "512Mi" or "2GB" (a unit is missing)
             /project/Fairing.toml:1: `resources.worker` is 2; expected a table
             /project/Fairing.toml:1: `resources` is 2; expected a table
@@ -437,6 +586,9 @@ mod tests {
             FAIRING_ENV: `env` is "A,FAIRING_SEED"; expected for "FAIRING_SEED" a variable of your own (those that start with `FAIRING_` are fairing's)
             FAIRING_WORKERS: `workers` is ""; expected a whole number from 1
             FAIRING_PS_CPU: `resources.ps.cpu` is "0"; expected a number of cores such as 2, "1.5" or "500m"
+            FAIRING_DRY_RUN: `dry_run` is "yes"; expected `true` or `false`
+            FAIRING_BASE: `base` is ""; expected the name of an image, such as "debian:12"
+            FAIRING_PLAIN_HTTP: `plain_http` is "a,b:x"; expected for "b:x" the host of a registry, such as "registry.example:5000"
         "#]].assert_eq(&cases.map(message).collect::<String>());
     }
 
@@ -552,6 +704,165 @@ mod tests {
             FAIRING_PS: `ps` is "one"; expected a whole number from 0
         "#]],
         );
+    }
+
+    /// The settings of the image that have not their default, with the place of each, or what is wrong.
+    #[track_caller]
+    fn images(cases: &[(Attribute, &str, &[(&str, &str)])], expected: Expect) {
+        let keys = ["repository", "image", "base", "dockerfile", "builder", "link", "architectures", "files"];
+        let keys = [&keys[..], &["root_certificates", "registry_ca", "plain_http", "on_disconnect"]].concat();
+        let line = |(attribute, file, env): &(Attribute, &str, &[(&str, &str)])| {
+            let text = match resolve(attribute, file, env, &LaunchOptions::new()) {
+                Ok(resolved) => {
+                    let rows = resolved.explanation.rows().iter();
+                    let rows = rows.filter(|row| keys.contains(&row.key) && row.origin != Origin::Default);
+                    rows.map(|row| format!("{} {} ({})", row.key, row.value, row.origin)).collect::<Vec<_>>().join("; ")
+                }
+                Err(error) => error.to_string().replace("invalid configuration: ", ""),
+            };
+            text.replace("/project/", "") + "\n"
+        };
+        expected.assert_eq(&cases.iter().map(line).collect::<String>());
+    }
+
+    const BASED: Attribute = Attribute {
+        base: Some("debian:12"),
+        link: Some("static"),
+        files: Some(&["labels.txt"]),
+        root_certificates: Some(true),
+        repository: Some("localhost:5000/a"),
+        ..Attribute::NONE
+    };
+    const FINISHED: Attribute = Attribute { image: Some("localhost:5000/b:1"), ..Attribute::NONE };
+
+    #[test]
+    fn a_later_layer_makes_the_image_of_something_else() {
+        images(
+            &[
+                (BASED, "", &[]),
+                (BASED, "dockerfile = 'Dockerfile'", &[]),
+                (BASED, "", &[("FAIRING_IMAGE", "localhost:5000/b:1")]),
+                (BASED, "image = 'c'", &[("FAIRING_DOCKERFILE", "Dockerfile")]),
+                (FINISHED, "", &[("FAIRING_BASE", "debian:12"), ("FAIRING_LINK", "static")]),
+                (FINISHED, "image = 'c'\nfiles = []\nbuilder = 'append'", &[("FAIRING_ROOT_CERTIFICATES", "0")]),
+                (Attribute { builder: Some("docker"), ..BASED }, "builder = 'append'", &[("FAIRING_FILES", "")]),
+                (Attribute { builder: Some("append"), ..BASED }, "image = 'c'", &[("FAIRING_DOCKERFILE", "/D")]),
+            ],
+            expect![[r#"
+                repository localhost:5000/a (attribute); base debian:12 (attribute); link static (attribute); files labels.txt (attribute); root_certificates true (attribute)
+                repository localhost:5000/a (attribute); base - (Fairing.toml:1); dockerfile Dockerfile (Fairing.toml:1); builder docker (Fairing.toml:1); link static (attribute); files labels.txt (attribute); root_certificates true (attribute)
+                repository localhost:5000/a (attribute); image localhost:5000/b:1 (FAIRING_IMAGE); base - (FAIRING_IMAGE); link dynamic (FAIRING_IMAGE); files - (FAIRING_IMAGE); root_certificates false (FAIRING_IMAGE)
+                repository localhost:5000/a (attribute); image - (FAIRING_DOCKERFILE); base - (FAIRING_DOCKERFILE); dockerfile /here/Dockerfile (FAIRING_DOCKERFILE); builder docker (FAIRING_DOCKERFILE); link dynamic (Fairing.toml:1); files - (Fairing.toml:1); root_certificates false (Fairing.toml:1)
+                image - (FAIRING_BASE); base debian:12 (FAIRING_BASE); link static (FAIRING_LINK)
+                image c (Fairing.toml:1); builder append (Fairing.toml:3); files - (Fairing.toml:2); root_certificates false (FAIRING_ROOT_CERTIFICATES)
+                repository localhost:5000/a (attribute); base debian:12 (attribute); builder append (Fairing.toml:1); link static (attribute); files - (FAIRING_FILES); root_certificates true (attribute)
+                repository localhost:5000/a (attribute); image - (FAIRING_DOCKERFILE); base - (FAIRING_DOCKERFILE); dockerfile /D (FAIRING_DOCKERFILE); builder docker (FAIRING_DOCKERFILE); link dynamic (Fairing.toml:1); files - (Fairing.toml:1); root_certificates false (Fairing.toml:1)
+            "#]],
+        );
+    }
+
+    #[test]
+    fn what_the_image_is_made_of_is_said_once() {
+        let both = Attribute { image: FINISHED.image, dockerfile: Some("Dockerfile"), ..BASED };
+        images(
+            &[
+                (both, "", &[]),
+                (both, "", &[("FAIRING_IMAGE", "c")]),
+                (Attribute::NONE, "dockerfile = 'a'\nbase = 'b'", &[]),
+                (Attribute::NONE, "builder = 'append'", &[("FAIRING_DOCKERFILE", "a")]),
+                (FINISHED, "builder = 'docker'\nfiles = ['a']", &[("FAIRING_ARCHITECTURES", "arm64")]),
+                // What was asked for instead of the base is not known.
+                (Attribute::NONE, "dockerfile = 'a'\nbase = 2", &[]),
+            ],
+            expect![[r#"
+                invalid configuration, 2 problems:
+                  attribute: `base` has no meaning with `image`, which is used as it is; leave one of them out
+                  attribute: `dockerfile` has no meaning with `image`, which is used as it is; leave one of them out
+                repository localhost:5000/a (attribute); image c (FAIRING_IMAGE); base - (FAIRING_IMAGE); dockerfile - (FAIRING_IMAGE); link dynamic (FAIRING_IMAGE); files - (FAIRING_IMAGE); root_certificates false (FAIRING_IMAGE)
+                Fairing.toml:1: `base` has no meaning with `dockerfile`, which names its base itself; leave one of them out
+                Fairing.toml:1: `builder = "append"` reads no `dockerfile`; leave it out or set `builder = "docker"` (`dockerfile` is set by FAIRING_DOCKERFILE)
+                invalid configuration, 3 problems:
+                  Fairing.toml:1: `builder` has no meaning with `image`, which is used as it is; leave one of them out (`image` is set by attribute)
+                  Fairing.toml:2: `files` has no meaning with `image`, which is used as it is; leave one of them out (`image` is set by attribute)
+                  FAIRING_ARCHITECTURES: `architectures` has no meaning with `image`, which is used as it is; leave one of them out (`image` is set by attribute)
+                Fairing.toml:2: `base` is 2; expected the name of an image, such as "debian:12"
+            "#]],
+        );
+    }
+
+    #[test]
+    fn a_launcher_that_goes_ends_its_run() {
+        images(
+            &[
+                (Attribute::NONE, "on_disconnect = 'continue'", &[]),
+                (Attribute { on_disconnect: Some("continue"), ..Attribute::NONE }, "on_disconnect = 'stop'", &[]),
+            ],
+            expect![[r#"
+                Fairing.toml:1: `on_disconnect = "continue"` needs `target = "kubernetes"`; with `target = "local"` a run ends with its launcher (`target` is set by default)
+                on_disconnect stop (Fairing.toml:1)
+            "#]],
+        );
+    }
+
+    #[cfg(feature = "docker")]
+    #[test]
+    fn several_architectures_need_a_place_that_takes_them() {
+        let several = Attribute { architectures: Some(&["amd64", "arm64"]), ..Attribute::NONE };
+        images(
+            &[
+                (several, "", &[]),
+                (several, "", &[("FAIRING_TARGET", "docker")]),
+                (several, "repository = 'localhost/a'", &[("FAIRING_TARGET", "docker")]),
+                (several, "", &[("FAIRING_TARGET", "docker"), ("FAIRING_ARCHITECTURES", "arm64")]),
+                (several, "builder = 'docker'", &[]),
+                (several, "dockerfile = 'a'", &[]),
+                (
+                    several,
+                    "on_disconnect = 'continue'",
+                    &[("FAIRING_TARGET", "docker"), ("FAIRING_REPOSITORY", "a.b/c")],
+                ),
+            ],
+            expect![[r#"
+                architectures amd64,arm64 (attribute)
+                attribute: several `architectures` need a `repository`, since an engine takes the image of one from its launcher (`target` is set by FAIRING_TARGET)
+                repository localhost/a (Fairing.toml:1); architectures amd64,arm64 (attribute)
+                architectures arm64 (FAIRING_ARCHITECTURES)
+                attribute: several `architectures` need `builder = "append"`, since an engine builds for one at a time (`builder` is set by Fairing.toml:1)
+                attribute: several `architectures` need `builder = "append"`, since an engine builds for one at a time (`dockerfile` is set by Fairing.toml:1)
+                Fairing.toml:1: `on_disconnect = "continue"` needs `target = "kubernetes"`; with `target = "docker"` a run ends with its launcher (`target` is set by FAIRING_TARGET)
+            "#]],
+        );
+    }
+
+    #[test]
+    fn the_target_docker_is_there_if_it_is_compiled_in() {
+        let target = resolve(&Attribute::NONE, "target = 'docker'", &[], &LaunchOptions::new().target(Target::Docker));
+        match target {
+            Ok(resolved) => assert!(cfg!(feature = "docker") && resolved.config.target == Target::Docker),
+            Err(error) => {
+                assert!(!cfg!(feature = "docker") && error.to_string().contains("feature `docker`"), "{error}")
+            }
+        }
+    }
+
+    #[test]
+    fn a_variable_writes_true_as_a_word_or_as_1() {
+        for (text, expected) in [("1", true), ("true", true), ("0", false), ("false", false)] {
+            let resolved =
+                resolve(&Attribute::NONE, "dry_run = true", &[("FAIRING_DRY_RUN", text)], &LaunchOptions::new());
+            assert_eq!(resolved.unwrap().config.dry_run, expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn paths_of_the_image_are_meant_from_where_they_stand() {
+        let attribute = Attribute { dockerfile: Some("./Dockerfile"), registry_ca: Some("ca.pem"), ..Attribute::NONE };
+        let env = [("FAIRING_FILES", "./a,a, b/c"), ("FAIRING_REGISTRY_CA", "other.pem"), ("FAIRING_CACHE", "layers")];
+        let Config { image, cache, .. } = resolve(&attribute, "", &env, &LaunchOptions::new()).unwrap().config;
+        assert_eq!((image.dockerfile, image.builder), (Some("/project/Dockerfile".into()), Builder::Docker));
+        assert_eq!((image.registry_ca, cache), (Some("/here/other.pem".into()), PathBuf::from("/here/layers")));
+        // Files alone keep their relative path: it is the one in the image.
+        assert_eq!(image.files, [PathBuf::from("a"), PathBuf::from("b/c")]);
     }
 
     #[test]

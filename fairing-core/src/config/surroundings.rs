@@ -16,6 +16,8 @@ pub struct Surroundings {
     pub manifest: PathBuf,
     /// Cargo's build folder, absolute; run folders are below it by default.
     pub target: PathBuf,
+    /// The user's folder of caches, absolute; compressed layers are below it by default.
+    pub cache: PathBuf,
     /// The text of `Fairing.toml` in [`Surroundings::manifest`], if there is one.
     pub file: Option<String>,
 }
@@ -25,7 +27,8 @@ impl Surroundings {
     ///
     /// Cargo sets `CARGO_MANIFEST_DIR` for what it runs; a program that is started otherwise is taken to be at home in
     /// the current folder. The build folder is `CARGO_TARGET_DIR`, or `target` beside the nearest `Cargo.lock` at or above
-    /// the manifest's folder or the current one, or else `target` in the current folder.
+    /// the manifest's folder or the current one, or else `target` in the current folder. The folder of caches is
+    /// `XDG_CACHE_HOME`, or `.cache` in `HOME`, as far as they are absolute, or else the build folder.
     ///
     /// # Errors
     ///
@@ -40,13 +43,16 @@ impl Surroundings {
             let workspace = locked(&manifest).or_else(|| locked(&current));
             workspace.unwrap_or_else(|| current.clone()).join("target")
         });
+        let absolute = |name: &str| env.get(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
+        let cache = cache.unwrap_or_else(|| target.clone());
         let path = manifest.join(FILE_NAME);
         let file = match std::fs::read_to_string(&path) {
             Ok(text) => Some(text),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
             Err(source) => return Err(ConfigError::ReadFile { path, source }),
         };
-        Ok(Self { current, manifest, target, file })
+        Ok(Self { current, manifest, target, cache, file })
     }
 }
 
@@ -77,6 +83,19 @@ mod tests {
             Surroundings::read(&env(&[("CARGO_MANIFEST_DIR", workspace.path()), ("CARGO_TARGET_DIR", &elsewhere)]));
         assert_eq!(found.as_ref().unwrap().target, elsewhere);
         assert_eq!(found.unwrap().file, None);
+    }
+
+    #[test]
+    fn caches_go_where_the_user_keeps_them() {
+        let cache = |pairs: &[(&str, &str)]| {
+            let pairs: Vec<_> = pairs.iter().map(|(name, path)| (*name, Path::new(*path))).collect();
+            let pairs = [&[("CARGO_TARGET_DIR", Path::new("/build"))], &*pairs].concat();
+            Surroundings::read(&env(&pairs)).unwrap().cache
+        };
+        assert_eq!(cache(&[("XDG_CACHE_HOME", "/caches"), ("HOME", "/home/me")]), Path::new("/caches"));
+        assert_eq!(cache(&[("XDG_CACHE_HOME", "caches"), ("HOME", "/home/me")]), Path::new("/home/me/.cache"));
+        assert_eq!(cache(&[("XDG_CACHE_HOME", ""), ("HOME", "/home/me")]), Path::new("/home/me/.cache"));
+        assert_eq!(cache(&[("HOME", "")]), Path::new("/build"));
     }
 
     #[test]

@@ -2,8 +2,28 @@
 
 use super::keys::KEYS;
 use super::raw::Entry;
-use super::{Config, Origin, Problem, grammar};
+use super::{Builder, Config, Link, OnDisconnect, Origin, Problem, Target, grammar};
 use crate::topology::Mode;
+
+/// The settings that say what the image is made of: a layer has one of them at most.
+const SOURCES: [&str; 3] = ["image", "base", "dockerfile"];
+
+/// Each key that others replace: an entry of theirs in a later layer undoes one of its own.
+const REPLACED: [(&str, &[&str]); 9] = [
+    ("staleness", &["mode"]),
+    ("image", &["base", "dockerfile"]),
+    ("base", &["image", "dockerfile"]),
+    ("dockerfile", &["image", "base"]),
+    ("builder", &["image"]),
+    ("link", &["image"]),
+    ("architectures", &["image"]),
+    ("files", &["image"]),
+    ("root_certificates", &["image"]),
+];
+
+/// Why several architectures cannot stand without a repository. Only the program's start knows it: any layer may name one.
+const ARCHITECTURES_WITHOUT_REPOSITORY: &str =
+    "several `architectures` need a `repository`, since an engine takes the image of one from its launcher";
 
 /// The entry that won for each key, among those of all layers in their order.
 #[derive(Debug)]
@@ -26,15 +46,36 @@ impl<'a> Winners<'a> {
 
     /// Who made the value of `key` what it is.
     pub(super) fn origin(&self, key: &str) -> Origin {
-        let own = self.places[index(key)];
-        let [mode, staleness] = ["mode", "staleness"].map(|key| self.places[index(key)]);
+        let own = self.place(key);
         let place = match key {
-            "mode" => own.or(staleness),
-            // A mode that came later has replaced it.
-            "staleness" => own.max(mode.filter(|_| own.is_some())),
-            _ => own,
+            "mode" => own.or(self.place("staleness")),
+            "builder" => self.standing(key).or(self.standing("dockerfile")).or(self.replaced(key)),
+            _ => self.replaced(key).or(own),
         };
         place.map_or(Origin::Default, |place| self.entries[place].origin.clone())
+    }
+
+    /// Sets what follows from what the user wrote: a Dockerfile is for the engine.
+    pub(super) fn imply(&self, config: &mut Config) {
+        if config.image.dockerfile.is_some() && self.standing("builder").is_none() {
+            config.image.builder = Builder::Docker;
+        }
+    }
+
+    fn place(&self, key: &str) -> Option<usize> {
+        self.places[index(key)]
+    }
+
+    /// The entry that replaced what was written of `key`.
+    fn replaced(&self, key: &str) -> Option<usize> {
+        let own = self.place(key)?;
+        let by = REPLACED.iter().filter(|(replaced, _)| *replaced == key).flat_map(|(_, by)| *by);
+        by.filter_map(|by| self.place(by)).max().filter(|by| *by > own)
+    }
+
+    /// The entry of `key` if none replaced it.
+    fn standing(&self, key: &str) -> Option<usize> {
+        self.place(key).filter(|_| self.replaced(key).is_none())
     }
 
     /// What `config`, made of the winners, asks for that does not go together. A key of which `is_broken` is left out: its
@@ -60,7 +101,50 @@ impl<'a> Winners<'a> {
         if serverless && !config.rejoin.is_zero() {
             clash("rejoin", "ps", grammar::REJOIN_WITHOUT_SERVER.to_owned());
         }
+        self.image_problems(config, &mut clash);
+        if config.on_disconnect == OnDisconnect::Continue {
+            clash("on_disconnect", "target", grammar::continue_needs_kubernetes(&config.target.to_string()));
+        }
         problems
+    }
+
+    /// What of the image does not go together. What can never be meant is refused for all targets, so that a run on this
+    /// machine finds it; what is only missing is asked for by those that make an image.
+    fn image_problems(&self, config: &Config, clash: &mut impl FnMut(&'static str, &'static str, String)) {
+        let image = &config.image;
+        let is_clash = |key: &str, other: &str| {
+            let layer = |key: &str| self.place(key).map(|place| self.entries[place].layer());
+            let top = SOURCES.iter().filter_map(|key| layer(key)).max();
+            top.is_some() && layer(key) == top && layer(other) == top
+        };
+        if is_clash("base", "image") {
+            clash("base", "image", grammar::no_meaning_with_image("base"));
+        }
+        if is_clash("dockerfile", "image") {
+            clash("dockerfile", "image", grammar::no_meaning_with_image("dockerfile"));
+        } else if is_clash("base", "dockerfile") {
+            clash("base", "dockerfile", grammar::BASE_WITH_DOCKERFILE.to_owned());
+        }
+        let has_several = image.architectures.len() > 1;
+        if image.finished.is_some() {
+            let building = [
+                ("builder", image.builder != Builder::default()),
+                ("link", image.link != Link::default()),
+                ("architectures", !image.architectures.is_empty()),
+                ("files", !image.files.is_empty()),
+                ("root_certificates", image.root_certificates),
+            ];
+            for (key, _) in building.into_iter().filter(|(_, is_set)| *is_set) {
+                clash(key, "image", grammar::no_meaning_with_image(key));
+            }
+        } else if image.dockerfile.is_some() && image.builder == Builder::Append {
+            clash("builder", "dockerfile", grammar::APPEND_WITH_DOCKERFILE.to_owned());
+        } else if has_several && image.builder == Builder::Docker {
+            let cause = if self.standing("builder").is_some() { "builder" } else { "dockerfile" };
+            clash("architectures", cause, grammar::ARCHITECTURES_WITH_DOCKER.to_owned());
+        } else if has_several && image.repository.is_none() && config.target != Target::Local {
+            clash("architectures", "target", ARCHITECTURES_WITHOUT_REPOSITORY.to_owned());
+        }
     }
 
     /// Whether a `mode = "sync"` that somebody wrote stands below or beside the staleness that won.

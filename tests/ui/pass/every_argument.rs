@@ -14,8 +14,19 @@ use model::Point;
     seed = 18446744073709551615,
     env = ["HF_HOME", "WANDB_MODE"],
     data = "data",
-    target = "local",
+    target = "docker",
+    repository = "registry.example:5000/team/name",
+    base = "debian:12",
+    builder = "append",
+    link = "static",
+    architectures = ["amd64", "arm64"],
+    files = ["labels.txt", "words/en.txt"],
+    root_certificates = true,
+    registry_ca = "ca.pem",
+    plain_http = ["registry.example:5000"],
+    on_disconnect = "stop",
     runs = "runs",
+    cache = "layers",
     worker(cpu = 2, memory = "1Gi"),
     ps(cpu = 1.5, memory = "512MB"),
 )]
@@ -25,6 +36,30 @@ struct Job {
 }
 
 impl Train for Job {
+    type Model = Point;
+
+    fn train(&self, _: &Worker) -> anyhow::Result<Point> {
+        Ok(Point(0.0))
+    }
+}
+
+#[distributed_training(image = "registry.example/team/name:1", builder = "append", link = "dynamic", files = [])]
+#[derive(Serialize, Deserialize)]
+struct Finished;
+
+impl Train for Finished {
+    type Model = Point;
+
+    fn train(&self, _: &Worker) -> anyhow::Result<Point> {
+        Ok(Point(0.0))
+    }
+}
+
+#[distributed_training(dockerfile = "Dockerfile", builder = "docker")]
+#[derive(Serialize, Deserialize)]
+struct OwnDockerfile;
+
+impl Train for OwnDockerfile {
     type Model = Point;
 
     fn train(&self, _: &Worker) -> anyhow::Result<Point> {
@@ -42,12 +77,37 @@ fn main() {
         seed: Some(u64::MAX),
         env: Some(&["HF_HOME", "WANDB_MODE"]),
         data: Some("data"),
-        target: Some("local"),
+        target: Some("docker"),
+        repository: Some("registry.example:5000/team/name"),
+        image: None,
+        base: Some("debian:12"),
+        dockerfile: None,
+        builder: Some("append"),
+        link: Some("static"),
+        architectures: Some(&["amd64", "arm64"]),
+        files: Some(&["labels.txt", "words/en.txt"]),
+        root_certificates: Some(true),
+        registry_ca: Some("ca.pem"),
+        plain_http: Some(&["registry.example:5000"]),
+        on_disconnect: Some("stop"),
         runs: Some("runs"),
+        cache: Some("layers"),
         worker_cpu: Some(AttributeCpu::Cores(2)),
         worker_memory: Some("1Gi"),
         ps_cpu: Some(AttributeCpu::Text("1.5")),
         ps_memory: Some("512MB"),
     };
     assert_eq!(Job::ATTRIBUTE, expected);
+
+    let expected = Attribute {
+        image: Some("registry.example/team/name:1"),
+        builder: Some("append"),
+        link: Some("dynamic"),
+        files: Some(&[]),
+        ..Attribute::NONE
+    };
+    assert_eq!(Finished::ATTRIBUTE, expected);
+
+    let expected = Attribute { dockerfile: Some("Dockerfile"), builder: Some("docker"), ..Attribute::NONE };
+    assert_eq!(OwnDockerfile::ATTRIBUTE, expected);
 }

@@ -1,0 +1,21 @@
+use fairing_core::prelude::*;
+
+#[path = "../model.rs"]
+mod model;
+use model::Point;
+
+#[distributed_training(architectures = ["amd64", "arm64"], builder = "docker")]
+#[derive(Serialize, Deserialize)]
+struct Job {
+    epochs: usize,
+}
+
+impl Train for Job {
+    type Model = Point;
+
+    fn train(&self, _: &Worker) -> anyhow::Result<Point> {
+        Ok(Point(0.0))
+    }
+}
+
+fn main() {}
