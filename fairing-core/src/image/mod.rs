@@ -4,6 +4,15 @@
 //! nothing. Everything is deterministic: the digest is a function of the bytes and of the configuration alone. Nothing here
 //! talks to a registry or an engine; [`crate::registry`] and [`crate::launch`] do.
 
+pub mod append;
+pub mod cache;
+mod compress;
+mod content;
+mod elf;
+pub mod executable;
+pub mod layer;
+pub mod libraries;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
