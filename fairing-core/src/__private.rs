@@ -5,6 +5,7 @@ use serde::de::DeserializeOwned;
 
 use crate::DistributedTraining;
 use crate::exit::ExitCode;
+use crate::secure::Identity;
 
 pub use crate::config::{Attribute, AttributeCpu};
 pub use inventory;
@@ -66,7 +67,7 @@ pub struct Registration {
     /// Its line.
     pub line: u32,
     /// Trains in this process, which is a replica, with the value that the launcher sent.
-    pub dispatch: fn(&[u8]) -> ExitCode,
+    pub dispatch: fn(&[u8], Option<Identity>) -> ExitCode,
 }
 
 inventory::collect!(Registration);

@@ -10,7 +10,9 @@ use crate::protocol::connection::{Connection, ConnectionError, Patience, at_most
 use crate::protocol::deadline::{HELLO, JOIN, STALL};
 use crate::protocol::frame::Kind;
 use crate::protocol::message::{FromCoordinator, Hello, Incarnation, Purpose, Speaker};
+use crate::protocol::tcp::over;
 use crate::protocol::transport::{Listener, Stream, Transport, connect_patiently, unix_stream};
+use crate::secure::Identity;
 use crate::topology::Address;
 
 /// What the coordinator's connection brings.
@@ -29,11 +31,13 @@ pub(super) enum Heard {
 /// The caller's transport: whatever way the launcher has to the coordinator.
 pub(super) struct Route {
     way: Arc<dyn Way>,
+    /// With what the caller proves who it is, where others could be at either end.
+    identity: Option<Identity>,
 }
 
 impl Route {
-    pub(super) fn new(way: Arc<dyn Way>) -> Self {
-        Self { way }
+    pub(super) fn new(way: Arc<dyn Way>, identity: Option<Identity>) -> Self {
+        Self { way, identity }
     }
 }
 
@@ -42,8 +46,14 @@ impl Transport for Route {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    fn connect(&self, _: &Address) -> io::Result<Box<dyn Stream>> {
-        unix_stream(self.way.connect()?)
+    fn connect(&self, address: &Address) -> io::Result<Box<dyn Stream>> {
+        let stream = unix_stream(self.way.connect()?)?;
+        match (address, &self.identity) {
+            (Address::Tls { server, .. }, Some(identity)) => over(stream, identity, (*server).into()),
+            // There is no way without TLS to an address with it.
+            (Address::Tls { .. }, None) => Err(io::Error::other("the caller has no identity")),
+            _ => Ok(stream),
+        }
     }
 }
 

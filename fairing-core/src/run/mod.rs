@@ -12,7 +12,10 @@ mod caller;
 mod memory;
 mod outcome;
 mod replica;
+#[cfg(feature = "docker")]
+mod ship;
 mod signals;
+mod target;
 mod test_binary;
 mod watch;
 
@@ -27,21 +30,30 @@ use serde::{Deserialize, Serialize};
 use crate::__private::{Registration, Travels};
 use crate::config::{Config, ConfigError, Env as _, Explanation, LaunchOptions, ProcessEnv, Resolved, Surroundings};
 use crate::exit::ExitCode;
-use crate::launch::{LaunchError, LaunchPlan, Launcher, LocalLauncher, Program};
+use crate::launch::{LaunchError, LaunchPlan, Program};
 use crate::lifeline;
 use crate::observe::events::Exit;
 use crate::observe::metrics::MetricsError;
 use crate::observe::run_folder::{RunFolder, RunFolderError};
 use crate::observe::tensorboard::TensorBoardError;
+use crate::observe::terminal::{print, terminal};
 use crate::protocol::failure::Failure;
 use crate::runtime::Model;
-use crate::topology::{Placement, Topology};
+use crate::secure::{Authority, Identity, IdentityError};
+use crate::topology::{Member, Placement};
 use crate::training::DistributedTraining;
 
 pub(crate) use memory::train_in_memory;
 pub use memory::{TrainError, Trained};
 pub use outcome::{Outcome, OutcomeError};
 pub(crate) use replica::dispatch;
+#[cfg(feature = "docker")]
+pub use ship::ImageError;
+
+use target::{Prepared, Site, Target};
+
+/// Stands for the name of the run in a dry run, where there is none.
+const DRY_RUN: &str = "RUN";
 
 /// Whether this process is a replica that a launcher started, so that `main` can skip what only the caller needs.
 ///
@@ -51,12 +63,14 @@ pub fn in_replica() -> bool {
 }
 
 /// What travels to every replica.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Payload {
     /// `module_path::Type`, by which the replica finds what to train.
     pub(crate) name: String,
     /// The value, as [`Travels::to_bytes`] gives it.
     pub(crate) value: Vec<u8>,
+    /// With what the replica proves who it is; none where only the run's own processes can reach it.
+    pub(crate) identity: Option<Identity>,
 }
 
 /// Failure of a run. Returned by `launch()`, `start()` and [`Run::wait`].
@@ -108,6 +122,21 @@ pub enum RunError {
     /// The values for TensorBoard cannot be written.
     #[error(transparent)]
     TensorBoard(#[from] TensorBoardError),
+    /// The target needs a feature of fairing-core that this program was built without.
+    #[error("the target `{target}` needs the feature `{feature}` of fairing-core, which is on by default")]
+    MissingFeature {
+        /// What was asked for.
+        target: crate::config::Target,
+        /// What is missing.
+        feature: &'static str,
+    },
+    /// The image could not be made or brought where it is run.
+    #[cfg(feature = "docker")]
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The replicas could not be given identities.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// The replicas could not be started.
     #[error(transparent)]
     Launch(#[from] LaunchError),
@@ -226,24 +255,29 @@ pub(crate) fn start<T: DistributedTraining>(value: &T, options: &LaunchOptions) 
         return Err(RunError::DataFolder { path });
     }
     let type_name = short_name(T::NAME);
+    let mut view = terminal(config.topology, &ProcessEnv);
     // Before the run's folder, so that a run that cannot be launched leaves none.
-    let launcher = LocalLauncher::new()?;
+    let target = Prepared::new(&config, &surroundings.manifest, view.as_mut())?;
+    let program = Program { arguments, ..Program::running() };
+    if config.dry_run {
+        let placements = placements(DRY_RUN, &config, &target.site(&config));
+        let (run, variables) = (DRY_RUN.to_owned(), forwarded(&config));
+        print(&target.describe(&LaunchPlan { run, placements, program, variables, payloads: Vec::new() }));
+        ExitCode::Success.exit();
+    }
+    let Target { launcher, site, is_remote } = target.deliver(&config, view.as_mut())?;
     let folder = RunFolder::create(&config.runs, type_name, started.1)?;
     let name = folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
 
-    let placements = placements(&name, &config, launcher.addresses(&config.topology));
-    let payloads = vec![payload; placements.len()];
-    let plan = LaunchPlan {
-        run: name.clone(),
-        placements,
-        program: Program { arguments, ..Program::running() },
-        variables: forwarded(&config),
-        payloads,
-    };
+    let placements = placements(&name, &config, &site);
+    let (payloads, identity) = payloads(&name, &payload, &placements, is_remote)?;
+    let plan = LaunchPlan { run: name.clone(), placements, program, variables: forwarded(&config), payloads };
     let (messages, received) = sync_channel(watch::QUEUE);
     let watch = watch::Watch {
         plan,
-        launcher: Box::new(launcher),
+        launcher,
+        identity,
+        view,
         folder: folder.clone(),
         type_name: type_name.to_owned(),
         hyperparameters: value.to_json(),
@@ -278,33 +312,52 @@ fn find_registration(name: &'static str) -> Result<&'static Registration, RunErr
     }
 }
 
-fn payload<T: DistributedTraining>(value: &T) -> Result<Vec<u8>, RunError> {
+fn payload<T: DistributedTraining>(value: &T) -> Result<Payload, RunError> {
     let failed = |reason: String| RunError::Value { type_name: short_name(T::NAME).to_owned(), reason };
     let value = value.to_bytes().map_err(failed)?;
     // A value that cannot be read back is better known here than from a replica.
     T::from_bytes(&value).map_err(|error| failed(format!("what was written cannot be read back: {error}")))?;
-    Payload { name: T::NAME.to_owned(), value }.to_bytes().map_err(failed)
+    Ok(Payload { name: T::NAME.to_owned(), value, identity: None })
 }
 
-fn placements(run: &str, config: &Config, servers: Vec<crate::topology::Address>) -> Vec<Placement> {
+/// What each replica gets, and what the caller proves with who it is. Where others could reach the replicas, each has an
+/// identity of its own, from an authority that is forgotten here.
+fn payloads(
+    run: &str,
+    payload: &Payload,
+    placements: &[Placement],
+    is_remote: bool,
+) -> Result<(Vec<Vec<u8>>, Option<Identity>), RunError> {
+    let authority = is_remote.then(|| Authority::new(run)).transpose()?;
+    let issue = |member| authority.as_ref().map(|authority| authority.issue(member)).transpose();
+    let bytes = |placement: &Placement| {
+        let identity = issue(placement.replica.into())?;
+        let payload = Payload { identity, ..payload.clone() };
+        let failed = |reason| RunError::Value { type_name: short_name(&payload.name).to_owned(), reason };
+        payload.to_bytes().map_err(failed)
+    };
+    let payloads = placements.iter().map(bytes).collect::<Result<Vec<_>, RunError>>()?;
+    Ok((payloads, issue(Member::Caller)?))
+}
+
+fn placements(run: &str, config: &Config, site: &Site) -> Vec<Placement> {
     let placement = |replica| Placement {
         run: run.to_owned(),
         replica,
         topology: config.topology,
         seed: config.seed,
-        threads: threads(&config.topology, config),
-        servers: servers.clone(),
-        data_dir: config.data_dir.clone(),
+        threads: threads(site.cores, config),
+        servers: site.servers.clone(),
+        data_dir: site.data_dir.clone(),
         mode: config.mode,
         rejoin: config.rejoin,
     };
     config.topology.replicas().map(placement).collect()
 }
 
-/// The machine's cores divided among the workers, or what the worker's `cpu` asks for if that is less.
-fn threads(topology: &Topology, config: &Config) -> u32 {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let share = u32::try_from(cores).unwrap_or(u32::MAX) / topology.workers;
+/// The cores divided among the workers, or what the worker's `cpu` asks for if that is less.
+fn threads(cores: u32, config: &Config) -> u32 {
+    let share = cores / config.topology.workers;
     let asked =
         config.worker.cpu.map_or(u32::MAX, |cpu| u32::try_from(cpu.millicores().div_ceil(1000)).unwrap_or(u32::MAX));
     NonZeroU32::new(share.min(asked)).map_or(1, NonZeroU32::get)

@@ -12,10 +12,12 @@ use crate::lifeline;
 use crate::protocol::deadline::{FAREWELL, LEASE};
 use crate::protocol::failure::{Failure, FailureKind};
 use crate::protocol::message::Position;
-use crate::protocol::transport::Unix;
+use crate::protocol::tcp::Tls;
+use crate::protocol::transport::{Transport, Unix};
 use crate::runtime::Model;
 use crate::runtime::replica::{Context, remember_panics, serve, work};
 use crate::runtime::status::RunStatus;
+use crate::secure::Identity;
 use crate::topology::{Placement, Role};
 use crate::training::DistributedTraining;
 
@@ -24,7 +26,7 @@ pub(super) fn take_part() -> ! {
     lifeline::reached_launch();
     let code = match received() {
         Ok(payload) => match find(&payload.name) {
-            Ok(dispatch) => dispatch(&payload.value),
+            Ok(dispatch) => dispatch(&payload.value, payload.identity),
             Err(reason) => refuse(&reason),
         },
         Err(reason) => refuse(&reason),
@@ -51,7 +53,7 @@ fn received() -> Result<Payload, String> {
     Payload::from_bytes(&bytes).map_err(|error| format!("cannot read what the launcher sent: {error}"))
 }
 
-type Dispatch = fn(&[u8]) -> ExitCode;
+type Dispatch = fn(&[u8], Option<Identity>) -> ExitCode;
 
 fn find(name: &str) -> Result<Dispatch, String> {
     let known = inventory::iter::<crate::__private::Registration>().find(|registration| registration.name == name);
@@ -60,7 +62,7 @@ fn find(name: &str) -> Result<Dispatch, String> {
 }
 
 /// Trains `T` as the placement in the environment says.
-pub(crate) fn dispatch<T: DistributedTraining>(value: &[u8]) -> ExitCode {
+pub(crate) fn dispatch<T: DistributedTraining>(value: &[u8], identity: Option<Identity>) -> ExitCode {
     let placement = match Placement::from_env(&ProcessEnv) {
         Ok(placement) => placement,
         Err(error) => return refuse(&error.to_string()),
@@ -69,10 +71,15 @@ pub(crate) fn dispatch<T: DistributedTraining>(value: &[u8]) -> ExitCode {
         Ok(value) => value,
         Err(error) => return refuse(&format!("cannot read the value of `{}`: {error}", T::NAME)),
     };
+    let transport: Arc<dyn Transport> = match identity.as_ref().map(Tls::new) {
+        None => Arc::new(Unix),
+        Some(Ok(transport)) => Arc::new(transport),
+        Some(Err(error)) => return refuse(&error.to_string()),
+    };
     remember_panics();
     let replica = placement.replica;
     let status = Arc::new(RunStatus::default());
-    let context = Context { placement, transport: Arc::new(Unix), status: status.clone(), start: Position::default() };
+    let context = Context { placement, transport, status: status.clone(), start: Position::default() };
     let ended = match replica.role {
         Role::Ps => serve(&context),
         Role::Worker => {

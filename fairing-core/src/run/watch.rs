@@ -13,7 +13,6 @@ use super::RunError;
 use super::caller::{self, Heard};
 use super::outcome::Outcome;
 use super::signals::Interrupts;
-use crate::config::ProcessEnv;
 use crate::exit::ExitCode;
 use crate::launch::{LaunchPlan, Launched, Launcher, ReplicaEvent};
 use crate::observe::events::{Event, Exit, Progress};
@@ -24,11 +23,12 @@ use crate::observe::metrics::{Metrics, MetricsWriter};
 use crate::observe::report::{Files, Host, Phase, Status, Summary, Versions, WorkerFacts};
 use crate::observe::run_folder::{LogFiles, RunFolder};
 use crate::observe::tensorboard::TensorBoard;
-use crate::observe::terminal::{View, terminal};
+use crate::observe::terminal::View;
 use crate::protocol::connection::Connection;
 use crate::protocol::deadline::{GRACE, HEARTBEAT, JOIN, WORST_LOSS, WORST_WAIT};
 use crate::protocol::failure::{Failure, FailureKind};
 use crate::protocol::message::{FromCoordinator, Numbered, ToCoordinator, WorkerEnd};
+use crate::secure::Identity;
 use crate::topology::{Rank, Replica, Role, Topology};
 
 /// Messages that may wait for the watcher; a replica that writes faster than the terminal shows waits itself.
@@ -56,6 +56,9 @@ pub(super) enum Message {
 pub(super) struct Watch {
     pub(super) plan: LaunchPlan,
     pub(super) launcher: Box<dyn Launcher>,
+    /// With what the caller proves to the coordinator who it is.
+    pub(super) identity: Option<Identity>,
+    pub(super) view: Box<dyn View>,
     pub(super) folder: RunFolder,
     pub(super) type_name: String,
     pub(super) hyperparameters: serde_json::Value,
@@ -75,7 +78,7 @@ impl Watch {
         let workers = topology.workers.get() as usize;
         let mut tensorboard = TensorBoard::create(&self.folder.tensorboard(), workers, self.started.1)?;
         tensorboard.text("hyperparameters", &format!("{:#}", self.hyperparameters), self.started.1)?;
-        let mut view = terminal(topology, &ProcessEnv);
+        let mut view = self.view;
         if let Some(advice) = unoptimised() {
             // Said, not shown: a shown warning is one line, and these lines are to be pasted.
             view.say(&format!("warning: {advice}"));
@@ -107,7 +110,7 @@ impl Watch {
         let ended = Arc::new(AtomicBool::new(false));
         let (messages, caller_ended) = (self.messages, ended.clone());
         let (run, address) = (self.plan.run.clone(), self.plan.placements[0].servers[0].clone());
-        let way = caller::Route::new(launched.way());
+        let way = caller::Route::new(launched.way(), self.identity);
         std::thread::spawn(move || {
             caller::listen(&way, &address, &run, &caller_ended, |heard| {
                 messages.send(Message::Coordinator(heard)).is_ok()

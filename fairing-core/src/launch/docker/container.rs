@@ -64,7 +64,7 @@ pub(super) fn name(run: &str, replica: Replica) -> String {
 }
 
 /// The servers' addresses: each replica's short name is its alias on the run's network.
-pub(super) fn addresses(topology: &Topology) -> Vec<Address> {
+pub fn addresses(topology: &Topology) -> Vec<Address> {
     let address = |server: Replica| Address::Tls { server, host: server.file_name(), port: PORT };
     topology.servers().map(address).collect()
 }
@@ -134,6 +134,27 @@ pub(super) fn container(
         }),
         ..ContainerCreateBody::default()
     }
+}
+
+/// What the engine would be asked to create for `plan`, in words.
+pub fn describe(plan: &LaunchPlan, image: &str, limits: &RoleLimits) -> String {
+    let mut text = format!("network {}: private, without a way out\n", plan.run);
+    for placement in &plan.placements {
+        let replica = placement.replica;
+        let Limits { millicores, memory_bytes } = limits.of(replica.role);
+        let cpu = millicores.map_or("all cores".to_owned(), |millicores| format!("{} cores", millicores as f64 / 1e3));
+        let memory = memory_bytes.map_or("all memory".to_owned(), |bytes| format!("{} MiB of memory", bytes >> 20));
+        text += &format!("container {}: {image}, {cpu}, {memory}\n", name(&plan.run, replica));
+        text += "  user 65532, read-only but for /tmp, no capabilities, no new privileges, no published port\n";
+        let arguments: Vec<_> = plan.program.arguments.iter().map(|argument| argument.to_string_lossy()).collect();
+        if !arguments.is_empty() {
+            text += &format!("  arguments {}\n", arguments.join(" "));
+        }
+        // Names alone: the user's variables may hold what is nobody's business.
+        let names = environment(plan, placement).into_iter().filter_map(|pair| Some(pair.split_once('=')?.0.to_owned()));
+        text += &format!("  variables {}\n", names.collect::<Vec<_>>().join(" "));
+    }
+    text
 }
 
 fn environment(plan: &LaunchPlan, placement: &Placement) -> Vec<String> {

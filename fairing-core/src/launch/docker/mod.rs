@@ -43,7 +43,7 @@ use crate::lifeline;
 use crate::observe::events::{Exit, Stream};
 use crate::topology::{Address, Placement, Replica, Topology};
 
-pub use container::{Limits, RoleLimits};
+pub use container::{Limits, RoleLimits, addresses, describe};
 pub use engine::{Engine, EngineError};
 
 use container::RUN_LABEL;

@@ -59,6 +59,12 @@ pub fn terminal(topology: Topology, env: &impl Env) -> Box<dyn View> {
     }
 }
 
+/// Prints a text that was asked for to standard output. A reader that has gone is no failure.
+pub fn print(text: &str) {
+    let _ = io::stdout().write_all(text.as_bytes());
+    let _ = io::stdout().flush();
+}
+
 /// Size of a terminal in characters.
 #[derive(Debug, Clone, Copy)]
 struct Size {
