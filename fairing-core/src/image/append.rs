@@ -108,25 +108,13 @@ pub fn assemble(
     architecture: Architecture,
     settings: &Settings,
 ) -> Result<Image, AppendError> {
-    let mut config = match base {
-        Some(base) => base_config(base, architecture)?,
-        None => json!({
-            "architecture": architecture.to_string(), "os": "linux", "config": { "Env": [PATH] },
-            "rootfs": { "type": "layers", "diff_ids": [] }, "history": [],
-        }),
-    };
     let labels = annotations(base, settings);
-    let has_libraries = layers.iter().any(|layer| layer.name == LayerName::Libraries);
-    set_process(&mut config["config"], settings, &labels, base.is_some() && has_libraries);
-    config["created"] = CREATED.into();
-    for layer in layers {
-        list(&mut config["rootfs"]["diff_ids"]).push(layer.diff_id.to_string().into());
-        // A base without a history, or with one that does not fit its layers, has none that could be continued.
-        if let Some(history) = config.get_mut("history") {
-            list(history).push(json!({ "created": CREATED, "created_by": format!("fairing: {}", layer.name) }));
-        }
-    }
-    let config = blob_of(CONFIG, to_canonical(&config));
+    let config = match base {
+        Some(base) => base_config(base, architecture)?,
+        None => empty_config(architecture),
+    };
+    let diff_ids: Vec<_> = layers.iter().map(|layer| (layer.name, layer.diff_id.clone())).collect();
+    let config = blob_of(CONFIG, complete(config, &diff_ids, settings, &labels, base.is_some()));
 
     let base_layers = base.map(|base| base.layers.iter().map(|layer| oci_layer(base, layer))).into_iter().flatten();
     let mut blobs: Vec<Blob> = base_layers.collect::<Result<_, _>>()?;
@@ -141,6 +129,43 @@ pub fn assemble(
     let manifest = to_canonical(&manifest);
     let descriptor = descriptor_of(MANIFEST, &manifest);
     Ok(Image { architecture, descriptor, manifest, config, layers: blobs })
+}
+
+/// The configuration of an image of these layers alone.
+pub(super) fn config_on_nothing(
+    layers: &[(LayerName, Digest)],
+    architecture: Architecture,
+    settings: &Settings,
+) -> Vec<u8> {
+    complete(empty_config(architecture), layers, settings, &annotations(None, settings), false)
+}
+
+fn empty_config(architecture: Architecture) -> Value {
+    json!({
+        "architecture": architecture.to_string(), "os": "linux", "config": { "Env": [PATH] },
+        "rootfs": { "type": "layers", "diff_ids": [] }, "history": [],
+    })
+}
+
+/// `config` with these layers on top and this program.
+fn complete(
+    mut config: Value,
+    layers: &[(LayerName, Digest)],
+    settings: &Settings,
+    labels: &BTreeMap<String, String>,
+    is_on_base: bool,
+) -> Vec<u8> {
+    let has_libraries = layers.iter().any(|(name, _)| *name == LayerName::Libraries);
+    set_process(&mut config["config"], settings, labels, is_on_base && has_libraries);
+    config["created"] = CREATED.into();
+    for (name, diff_id) in layers {
+        list(&mut config["rootfs"]["diff_ids"]).push(diff_id.to_string().into());
+        // A base without a history, or with one that does not fit its layers, has none that could be continued.
+        if let Some(history) = config.get_mut("history") {
+            list(history).push(json!({ "created": CREATED, "created_by": format!("fairing: {name}") }));
+        }
+    }
+    to_canonical(&config)
 }
 
 /// The index of images of one program for several architectures, and its bytes.

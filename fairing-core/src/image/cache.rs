@@ -12,6 +12,7 @@
 use std::fs::{self, File, FileTimes};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -116,11 +117,29 @@ impl Cache {
     ///
     /// [`CacheError`].
     pub fn pack(&self, layer: &Layer) -> Result<Packed, CacheError> {
-        let diff_id = layer.diff_id().map_err(|source| CacheError::Layer { layer: layer.name(), source })?;
+        self.pack_hashed(layer, layer.diff_id())
+    }
+
+    fn pack_hashed(&self, layer: &Layer, diff_id: Result<Digest, StreamError>) -> Result<Packed, CacheError> {
+        let diff_id = diff_id.map_err(|source| CacheError::Layer { layer: layer.name(), source })?;
         match self.known(&diff_id) {
             Some(descriptor) => Ok(self.packed(layer, diff_id, descriptor, false)),
             None => self.make(layer, &diff_id),
         }
+    }
+
+    /// [`Cache::pack`] for the layers of one image, which are read at the same time; in their order.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError`].
+    pub fn pack_all(&self, layers: &[Layer]) -> Result<Vec<Packed>, CacheError> {
+        let diff_ids: Vec<_> = thread::scope(|scope| {
+            let threads: Vec<_> = layers.iter().map(|layer| scope.spawn(|| layer.diff_id())).collect();
+            threads.into_iter().map(|thread| thread.join().expect("hashing a layer does not panic")).collect()
+        });
+        // Compressing takes every core by itself.
+        layers.iter().zip(diff_ids).map(|(layer, diff_id)| self.pack_hashed(layer, diff_id)).collect()
     }
 
     /// Reads the compressed form of `layer`, and makes it again if it is not what it should be.
