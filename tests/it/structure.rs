@@ -27,7 +27,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("image", &[]),
     ("secure", &[]),
     ("reactor", &[]),
-    ("registry", &[]),
+    ("registry", &["config::Env", "image"]),
     ("protocol", &["observe", "topology"]),
     ("launch", &["config::Env", "config::ProcessEnv", "lifeline", "observe", "topology"]),
     ("runtime", &["config::Env", "config::ProcessEnv", "observe", "protocol", "topology"]),
