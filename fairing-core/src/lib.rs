@@ -53,7 +53,8 @@
 //!
 //! ```text
 //! config     topology   exit           what was asked for; who takes part; how processes end
-//! lifeline   observe    image  secure  what ties a replica to its launcher; what a person sees; what is shipped; who is who
+//! relay      lifeline   observe        a way into a container; what ties a replica to its launcher; what a person sees
+//! image      secure                    what is shipped; who is who in a run
 //! registry   protocol   reactor        pushing images; frames, messages, deadlines, transports; waiting for the network
 //! launch     runtime                   starting and ending replicas; what happens inside one
 //! run        training   __private      the way of a run; the user's traits; what the attribute's output calls

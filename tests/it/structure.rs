@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! config     topology   exit
-//! lifeline   observe    image  secure
+//! relay      lifeline   observe    image      secure
 //! registry   protocol   reactor
 //! launch     runtime
 //! run        training   __private
@@ -17,19 +17,33 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module of the crate's root may name of the others: a module, or one item of it.
-const ARROWS: [(&str, &[&str]); 17] = [
+const ARROWS: [(&str, &[&str]); 18] = [
     ("build", &[]),
     ("exit", &[]),
     ("config", &["topology"]),
     ("topology", &["config::Env"]),
-    ("lifeline", &["config::ProcessEnv", "exit", "topology"]),
+    ("lifeline", &["config::ProcessEnv", "exit", "relay", "topology"]),
     ("observe", &["config::Env", "topology"]),
     ("image", &[]),
     ("secure", &["topology"]),
     ("reactor", &[]),
-    ("registry", &[]),
+    ("relay", &["config::Env", "config::ProcessEnv", "exit"]),
+    ("registry", &["config::Env", "image"]),
     ("protocol", &["observe", "secure", "topology"]),
-    ("launch", &["config::Env", "config::ProcessEnv", "lifeline", "observe", "topology"]),
+    (
+        "launch",
+        &[
+            "config::Env",
+            "config::ProcessEnv",
+            "exit",
+            "image",
+            "lifeline",
+            "observe",
+            "reactor",
+            "relay",
+            "topology",
+        ],
+    ),
     ("runtime", &["config::Env", "config::ProcessEnv", "observe", "protocol", "topology"]),
     (
         "run",
@@ -41,15 +55,19 @@ const ARROWS: [(&str, &[&str]); 17] = [
             "launch",
             "lifeline",
             "observe",
+            "image",
             "protocol",
+            "reactor",
+            "registry",
             "runtime",
+            "secure",
             "topology",
             "training",
         ],
     ),
     ("training", &["__private", "config", "run", "runtime", "topology"]),
     ("fuzzing", &["protocol", "runtime"]),
-    ("__private", &["config", "exit", "run", "training"]),
+    ("__private", &["config", "exit", "run", "secure", "training"]),
 ];
 
 /// These name everything and are named by nobody.

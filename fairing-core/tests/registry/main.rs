@@ -1,0 +1,6 @@
+//! Pushing to registries that run here: Debian's docker-registry, with and without passwords, tokens and TLS, and one that is
+//! made to fail through a proxy.
+
+mod pushes;
+mod server;
+mod support;
