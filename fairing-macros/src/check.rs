@@ -8,7 +8,7 @@ use syn::spanned::Spanned;
 use syn::{Expr, ExprLit, Ident, Item, ItemStruct, Lit, LitBool, LitInt, LitStr, UnOp};
 
 use crate::args::{Args, Argument, Errors, Value};
-use crate::grammar;
+use crate::grammar::{self, Rule};
 
 /// What is to be written, after every rule holds.
 pub(crate) struct Job {
@@ -72,9 +72,6 @@ enum Kind {
     List(&'static str, Rule),
     Cpu,
 }
-
-/// Gives back what would have been right.
-type Rule = fn(&str) -> Result<(), String>;
 
 const fn key(name: &'static str, kind: Kind, example: &'static str) -> Key {
     Key { name, kind, example }

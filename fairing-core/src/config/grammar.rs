@@ -8,6 +8,9 @@
 use std::path::{Component, Path};
 use std::time::Duration;
 
+/// What a text must be: the error is what would have been right.
+pub(crate) type Rule = fn(&str) -> Result<(), String>;
+
 /// Units of memory and their bytes: a decimal or binary prefix, the `B` optional.
 const MEMORY_UNITS: [(&str, u64); 17] = [
     ("B", 1),
@@ -429,7 +432,7 @@ mod tests {
 
     #[test]
     fn settings_of_two_words_name_both_and_the_nearer_one() {
-        let cases: [(fn(&str) -> Result<(), String>, [&str; 2], &str); 5] = [
+        let cases: [(Rule, [&str; 2], &str); 5] = [
             (target, ["local", "docker"], "dokcer"),
             (builder, ["append", "docker"], "apend"),
             (link, ["dynamic", "static"], "statik"),

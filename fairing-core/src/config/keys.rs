@@ -1,10 +1,11 @@
-//! The table of keys. A new key is one row here, one field in [`Config`], [`Attribute`](super::Attribute) and
-//! [`LaunchOptions`](super::LaunchOptions), and one row in the module's documentation; a test compares them.
+//! The table of keys. A new key is one row here, one field in [`Config`], [`LaunchOptions`](super::LaunchOptions) and, unless
+//! it is about one launch, [`Attribute`](super::Attribute), and one row in the module's documentation; a test compares them.
 
 use std::num::NonZeroU32;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use super::grammar::Rule;
 use super::raw::Written;
 use super::{Builder, Config, Cpu, ImageSettings, Link, Memory, OnDisconnect, Target, grammar};
 use crate::topology::Mode;
@@ -343,7 +344,7 @@ fn number_from(least: u32, written: &Written) -> String {
 }
 
 /// The path itself, not yet meant from anywhere.
-fn plain_path<'a>(written: &'a Written) -> Option<&'a Path> {
+fn plain_path(written: &Written) -> Option<&Path> {
     match written {
         Written::Path(path) => Some(path),
         _ => written.text().map(Path::new),
@@ -357,10 +358,10 @@ fn path(written: &Written, base: &Path, expected: &str) -> Result<PathBuf, Strin
 }
 
 /// A text that a rule of the grammar lets pass.
-fn checked(written: &Written, check: fn(&str) -> Result<(), String>) -> Result<String, String> {
+fn checked(written: &Written, rule: Rule) -> Result<String, String> {
     // What is no text is empty to the rule, which says what it wants.
     let text = written.text().unwrap_or_default();
-    check(text).map(|()| text.to_owned())
+    rule(text).map(|()| text.to_owned())
 }
 
 fn boolean(written: &Written) -> Result<bool, String> {
@@ -394,9 +395,9 @@ fn entries(written: &Written, expected: &str) -> Result<Vec<Written>, String> {
     Ok(entries)
 }
 
-fn list(written: &Written, expected: &str, check: fn(&str) -> Result<(), String>) -> Result<Vec<String>, String> {
+fn list(written: &Written, expected: &str, rule: Rule) -> Result<Vec<String>, String> {
     let entries = entries(written, expected)?;
-    let entry = |entry: &Written| checked(entry, check).map_err(|expected| format!("for {entry} {expected}"));
+    let entry = |entry: &Written| checked(entry, rule).map_err(|expected| format!("for {entry} {expected}"));
     entries.iter().map(entry).collect()
 }
 

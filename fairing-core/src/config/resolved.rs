@@ -706,12 +706,15 @@ mod tests {
         );
     }
 
+    /// An attribute, a file and variables.
+    type Case<'a> = (Attribute, &'a str, &'a [(&'a str, &'a str)]);
+
     /// The settings of the image that have not their default, with the place of each, or what is wrong.
     #[track_caller]
-    fn images(cases: &[(Attribute, &str, &[(&str, &str)])], expected: Expect) {
+    fn images(cases: &[Case<'_>], expected: Expect) {
         let keys = ["repository", "image", "base", "dockerfile", "builder", "link", "architectures", "files"];
         let keys = [&keys[..], &["root_certificates", "registry_ca", "plain_http", "on_disconnect"]].concat();
-        let line = |(attribute, file, env): &(Attribute, &str, &[(&str, &str)])| {
+        let line = |(attribute, file, env): &Case<'_>| {
             let text = match resolve(attribute, file, env, &LaunchOptions::new()) {
                 Ok(resolved) => {
                     let rows = resolved.explanation.rows().iter();

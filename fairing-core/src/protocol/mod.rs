@@ -12,6 +12,5 @@ pub(crate) mod frame;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
 pub(crate) mod message;
-#[cfg_attr(not(test), expect(dead_code, reason = "the targets that use it are still to come"))]
 pub(crate) mod tcp;
 pub(crate) mod transport;

@@ -13,7 +13,7 @@ use crate::protocol::message::{FromCoordinator, Hello, Incarnation, Purpose, Spe
 use crate::protocol::tcp::over;
 use crate::protocol::transport::{Listener, Stream, Transport, connect_patiently, unix_stream};
 use crate::secure::Identity;
-use crate::topology::Address;
+use crate::topology::{Address, Member};
 
 /// What the coordinator's connection brings.
 pub(super) enum Heard {
@@ -49,7 +49,7 @@ impl Transport for Route {
     fn connect(&self, address: &Address) -> io::Result<Box<dyn Stream>> {
         let stream = unix_stream(self.way.connect()?)?;
         match (address, &self.identity) {
-            (Address::Tls { server, .. }, Some(identity)) => over(stream, identity, (*server).into()),
+            (Address::Tls { server, .. }, Some(identity)) => over(stream, identity, Member::Replica(*server)),
             // There is no way without TLS to an address with it.
             (Address::Tls { .. }, None) => Err(io::Error::other("the caller has no identity")),
             _ => Ok(stream),

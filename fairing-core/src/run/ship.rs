@@ -7,18 +7,23 @@
 //!
 //! A dry run ends between the two.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use crate::config::{Builder, Config, Env as _, Link, ProcessEnv, Surroundings};
+use super::target::limits;
+use crate::config::{Config, Env as _, Link, ProcessEnv};
 use crate::image::append::{self, AppendError, ImagePlan};
 use crate::image::archive::Archive;
-use crate::image::cache::{Cache, CacheError, Packed};
+use crate::image::cache::{Cache, CacheError};
 use crate::image::executable::{Program, ProgramError};
-use crate::image::layer::{Layer, LayerError, LayerName};
+use crate::image::layer::{Layer, LayerError};
 use crate::image::libraries::{Libraries, LibrariesError};
 use crate::image::static_build::{Origin, StaticBuild, StaticBuildError};
-use crate::image::{Architecture, Image, Notice};
-use crate::launch::docker::{Engine, EngineError};
+use crate::image::{Architecture, Digest, Image, Notice, StreamError};
+use crate::launch::docker::{Engine, EngineError, RoleLimits};
 use crate::observe::terminal::View;
 use crate::reactor::Reactor;
 use crate::registry::{
@@ -68,7 +73,307 @@ pub enum ImageError {
     /// The engine failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// Images are not built for this processor.
+    #[error("this program is for {found}, and images are built for amd64 and arm64")]
+    NoArchitecture {
+        /// What it is for.
+        found: &'static str,
+    },
+    /// There are no root certificates to be shipped.
+    #[error("this machine has no file of root certificates (install Debian's ca-certificates, or set SSL_CERT_FILE)")]
+    NoRootCertificates,
+    /// A layer could not be read again.
+    #[error(transparent)]
+    Stream(StreamError),
     /// No thread could be started for talking to a registry.
     #[error("cannot start the threads that talk to the registry")]
     Reactor(#[source] std::io::Error),
+}
+
+/// The image of a run, packed as far as that is possible on this machine alone.
+pub(super) struct Shipment {
+    goods: Goods,
+    /// What the roles may use.
+    pub(super) limits: RoleLimits,
+    has_data: bool,
+    settings: Settings,
+}
+
+enum Goods {
+    /// An image that is there already.
+    Finished(Reference),
+    /// An image for a registry: one for each architecture, on a base or on nothing.
+    Pushed { repository: Repository, built: Vec<Built>, base: Option<Repository> },
+    /// Layers for the engine.
+    Loaded { layers: Vec<Layer>, architecture: Architecture, settings: append::Settings },
+}
+
+/// An image for one architecture, and what it was made of.
+struct Built {
+    image: Image,
+    plan: ImagePlan,
+}
+
+impl Shipment {
+    /// Packs the program and what goes with it.
+    pub(super) fn pack(config: &Config, manifest: &Path, view: &mut dyn View) -> Result<Self, ImageError> {
+        let wanted = &config.image;
+        let settings =
+            Settings { registry_ca: wanted.registry_ca.clone(), plain_http: wanted.plain_http.clone() };
+        let shipment = |goods| Self { goods, limits: limits(config), has_data: config.data_dir.is_some(), settings: settings.clone() };
+        if let Some(finished) = &wanted.finished {
+            return Ok(shipment(Goods::Finished(finished.parse()?)));
+        }
+        let repository = wanted.repository.as_deref().map(str::parse::<Repository>).transpose()?;
+        let reference = wanted.base.as_deref().map(str::parse::<Reference>).transpose()?;
+        let packing = Packing { config, manifest, is_on_base: reference.is_some() };
+        let architectures = packing.architectures()?;
+        let Some(repository) = repository else {
+            let (program, layers) = packing.layers(architectures[0], view)?;
+            let settings = append::Settings::of_program(program.name());
+            return Ok(shipment(Goods::Loaded { layers, architecture: program.architecture(), settings }));
+        };
+        let cache = Cache::open(&config.cache)?;
+        let bases = match &reference {
+            None => vec![None; architectures.len()],
+            Some(reference) => fetch_bases(&settings, reference, &architectures)?.into_iter().map(Some).collect(),
+        };
+        let mut built = Vec::new();
+        for (architecture, base) in architectures.into_iter().zip(&bases) {
+            let (program, layers) = packing.layers(architecture, view)?;
+            built.push(build(&cache, &program, &layers, base.as_ref())?);
+        }
+        let base = bases.into_iter().flatten().next().map(|base| base.reference.repository().clone());
+        Ok(shipment(Goods::Pushed { repository, built, base }))
+    }
+
+    /// The data folder as a replica sees it.
+    pub(super) fn data_dir(&self) -> Option<PathBuf> {
+        self.has_data.then(|| DATA.into())
+    }
+
+    /// What containers would be made from.
+    pub(super) fn name_at_the_engine(&self) -> String {
+        match &self.goods {
+            Goods::Finished(reference) => reference.to_string(),
+            Goods::Pushed { repository, built, .. } => repository.at(index_digest(built)).to_string(),
+            Goods::Loaded { settings, .. } => settings.title.clone().unwrap_or_default(),
+        }
+    }
+}
+
+/// What goes into the layers.
+struct Packing<'a> {
+    config: &'a Config,
+    /// The folder of the user's Cargo.toml.
+    manifest: &'a Path,
+    is_on_base: bool,
+}
+
+impl Packing<'_> {
+    fn architectures(&self) -> Result<Vec<Architecture>, ImageError> {
+        let named = self.config.image.architectures.iter();
+        let named: Vec<Architecture> = named.map(|name| name.parse().expect("checked in the configuration")).collect();
+        match (named.is_empty(), Architecture::current()) {
+            (false, _) => Ok(named),
+            (true, Some(current)) => Ok(vec![current]),
+            (true, None) => Err(ImageError::NoArchitecture { found: std::env::consts::ARCH }),
+        }
+    }
+
+    /// The program for `architecture`: the one that runs, or one that is built for it.
+    fn program(&self, architecture: Architecture, view: &mut dyn View) -> Result<Program, ImageError> {
+        if self.config.image.link == Link::Dynamic && Architecture::current() == Some(architecture) {
+            return Ok(Program::running()?);
+        }
+        let env = |name: &str| ProcessEnv.get(name).map(Into::into);
+        let build = StaticBuild::new(&Origin::read(&env)?, architecture, &env)?;
+        view.say(&format!("building the program for {architecture}: {build}"));
+        Ok(build.run(&mut |line| view.say(line))?)
+    }
+
+    /// The program and the layers of its image, the lowest first.
+    fn layers(&self, architecture: Architecture, view: &mut dyn View) -> Result<(Program, Vec<Layer>), ImageError> {
+        let program = self.program(architecture, view)?;
+        let library_path = ProcessEnv.get("LD_LIBRARY_PATH");
+        let mut libraries = Libraries::of(&program, library_path.as_deref().map(AsRef::as_ref))?;
+        let mut notices = Vec::new();
+        if self.is_on_base {
+            notices.extend(libraries.glibc().map(|version| Notice::NewestGlibc { version }));
+            libraries = libraries.beside_base();
+        } else {
+            let loaded = program.loads_at_run_time()?;
+            notices.extend((!loaded.is_empty()).then_some(Notice::LoadsAtRunTime { libraries: loaded }));
+        }
+        notices.extend(crate::build::is_for_native_processor().then_some(Notice::NativeProcessor));
+        for notice in notices {
+            view.say(&format!("warning: {notice}"));
+        }
+        let mut lowest = Layer::libraries(&libraries, !self.is_on_base)?;
+        if self.config.image.root_certificates {
+            lowest.put_certificates(&root_certificates()?)?;
+        }
+        let data = self.config.data_dir.as_deref().map(|folder| Layer::data(folder, DATA)).transpose()?;
+        let files = self.config.image.files.iter().map(|file| (self.manifest.join(file), format!("{HOME}/{}", file.display())));
+        let files: Vec<_> = files.collect();
+        let files = Layer::files(files.iter().map(|(path, at)| (path.as_path(), at.as_str())))?;
+        let layers = [Some(lowest), data, Some(files), Some(Layer::program(&program))];
+        let layers = layers.into_iter().flatten().filter(|layer| !layer.is_empty()).collect();
+        Ok((program, layers))
+    }
+}
+
+/// Where systems keep the root certificates that they trust, in one file.
+const ROOT_CERTIFICATES: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+fn root_certificates() -> Result<PathBuf, ImageError> {
+    let named = ProcessEnv.get("SSL_CERT_FILE").map(PathBuf::from);
+    let known = ROOT_CERTIFICATES.iter().map(PathBuf::from).find(|path| path.is_file());
+    named.or(known).ok_or(ImageError::NoRootCertificates)
+}
+
+fn fetch_bases(
+    settings: &Settings,
+    reference: &Reference,
+    architectures: &[Architecture],
+) -> Result<Vec<Base>, ImageError> {
+    let client = Client::new(settings.clone(), Keychain::from_env(&ProcessEnv))?;
+    let reactor = Reactor::start().map_err(ImageError::Reactor)?;
+    let fetch = |architecture: &Architecture| Ok(reactor.wait(client.base(reference, *architecture))?);
+    architectures.iter().map(fetch).collect()
+}
+
+fn build(cache: &Cache, program: &Program, layers: &[Layer], base: Option<&Base>) -> Result<Built, ImageError> {
+    let settings = append::Settings::of_program(program.name());
+    let base = base.map(|base| append::Base {
+        reference: base.reference.to_string(),
+        digest: base.descriptor.digest.clone(),
+        layers: base.layers.clone(),
+        config: base.config.clone(),
+    });
+    let packed = layers.iter().map(|layer| cache.pack(layer)).collect::<Result<Vec<_>, _>>()?;
+    let image = append::assemble(base.as_ref(), &packed, program.architecture(), &settings)?;
+    let plan = ImagePlan::new(&image, base.as_ref(), &packed, &settings);
+    Ok(Built { image, plan })
+}
+
+/// The digest of what is pushed: the one image, or the index of all.
+fn index_digest(built: &[Built]) -> Digest {
+    match built {
+        [one] => one.image.descriptor.digest.clone(),
+        several => append::index(&several.iter().map(|built| built.image.clone()).collect::<Vec<_>>()).0.digest,
+    }
+}
+
+impl fmt::Display for Shipment {
+    /// For a dry run.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.goods {
+            Goods::Finished(reference) => write!(f, "image {reference}, used as it is"),
+            Goods::Pushed { repository, built, .. } => {
+                for built in built {
+                    writeln!(f, "{}", built.plan)?;
+                }
+                write!(f, "  pushed to {repository}")
+            }
+            Goods::Loaded { layers, settings, architecture } => {
+                writeln!(f, "image for linux/{architecture}")?;
+                for layer in layers {
+                    let megabytes = layer.size_bytes() as f64 / 1e6;
+                    let digest = layer.diff_id().map_err(|_| fmt::Error)?;
+                    writeln!(f, "  layer {:<9} {megabytes:>7.1} MB, {digest}", layer.name().to_string())?;
+                }
+                writeln!(f, "  starts {}", settings.entrypoint.join(" "))?;
+                write!(f, "  handed to the engine (set `repository` to push it to a registry)")
+            }
+        }
+    }
+}
+
+impl Shipment {
+    /// Brings the image to where the engine has it, and returns what the engine calls it.
+    pub(super) fn deliver(self, engine: &Engine, view: &mut dyn View) -> Result<String, ImageError> {
+        match self.goods {
+            Goods::Loaded { layers, architecture, settings } => {
+                let name = settings.title.clone().unwrap_or_default();
+                let tags = [format!("fairing/{}:latest", name.to_lowercase())];
+                let archive = Archive::new(&layers, architecture, &settings, &tags).map_err(ImageError::Stream)?;
+                let mut said = Said::new(view, "loading the image");
+                Ok(engine.load(&archive, &mut |sent, total| said.progress(sent, total))?)
+            }
+            Goods::Pushed { repository, built, base } => {
+                let images: Vec<Image> = built.into_iter().map(|built| built.image).collect();
+                let pushed = push(&self.settings, &images, &repository, base.as_ref(), view)?;
+                Ok(engine.pull(&pushed)?)
+            }
+            Goods::Finished(reference) => Ok(engine.pull(&reference)?),
+        }
+    }
+}
+
+/// Pushes the image of one architecture, or those of several with their index.
+fn push(
+    settings: &Settings,
+    images: &[Image],
+    repository: &Repository,
+    base: Option<&Repository>,
+    view: &mut dyn View,
+) -> Result<Reference, ImageError> {
+    let client = Client::new(settings.clone(), Keychain::from_env(&ProcessEnv))?;
+    let reactor = Reactor::start().map_err(ImageError::Reactor)?;
+    let index = (images.len() > 1).then(|| append::index(images));
+    let (told, progress) = mpsc::channel();
+    let mut push = match &index {
+        None => Push::image(&images[0], repository),
+        Some((descriptor, bytes)) => Push::index(images, descriptor, bytes, repository),
+    };
+    if let Some(base) = base {
+        push = push.on_base(base);
+    }
+    let push = push.watched(Arc::new(move |progress| _ = told.send(*progress)));
+    let mut said = Said::new(view, "pushing the image");
+    let began = Instant::now();
+    let pushed = thread::scope(|scope| {
+        let pushing = scope.spawn(move || reactor.wait(client.push(&push)));
+        for progress in progress {
+            said.progress(progress.sent_bytes, progress.missing_bytes);
+        }
+        pushing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
+    let seconds = began.elapsed().as_secs_f64();
+    view.say(&match pushed.unchanged {
+        true => format!("image {} is there already ({:.1} KB asked)", pushed.reference, pushed.sent_bytes as f64 / 1e3),
+        false => format!("image {} pushed: {:.1} MB in {seconds:.1} s", pushed.reference, pushed.sent_bytes as f64 / 1e6),
+    });
+    Ok(pushed.reference)
+}
+
+/// Says how far something is, about once a second.
+struct Said<'a> {
+    view: &'a mut dyn View,
+    what: &'static str,
+    next: Instant,
+}
+
+/// Time between two words about something that takes long.
+const EVERY: Duration = Duration::from_secs(1);
+
+impl<'a> Said<'a> {
+    fn new(view: &'a mut dyn View, what: &'static str) -> Self {
+        Self { view, what, next: Instant::now() + EVERY }
+    }
+
+    fn progress(&mut self, done_bytes: u64, total_bytes: u64) {
+        if Instant::now() < self.next {
+            return;
+        }
+        self.next = Instant::now() + EVERY;
+        let megabytes = |bytes: u64| bytes as f64 / 1e6;
+        self.view.say(&format!("{}: {:.1} of {:.1} MB", self.what, megabytes(done_bytes), megabytes(total_bytes)));
+    }
 }

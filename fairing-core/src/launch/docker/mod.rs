@@ -16,6 +16,7 @@
 mod container;
 mod engine;
 mod guardian;
+mod load;
 mod way;
 
 use std::collections::HashMap;
