@@ -28,6 +28,7 @@ cat >/dev/null
 # Everything but this shell, which is the first process of its namespace.
 kill -9 -1
 wait
+rm -rf "$folder"
 # Groups are no part of a namespace; they are empty now, or will be in a moment.
 for _ in 1 2 3 4 5 6 7 8 9 10; do
     find /sys/fs/cgroup -depth -type d \( -path "*/$name" -o -path "*/$name/*" \) -exec rmdir {} + 2>/dev/null

@@ -1,6 +1,7 @@
 //! Tests with real processes and real models.
 
 mod bad_input;
+mod containers;
 mod formats;
 mod laws;
 mod lifecycle;

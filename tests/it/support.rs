@@ -196,9 +196,11 @@ impl Running {
     pub(crate) fn replica(&self, role: &str, rank: u32) -> Pid {
         let role = format!("FAIRING_PLACEMENT_ROLE={role}");
         let rank = format!("FAIRING_PLACEMENT_RANK={rank}");
-        // A replica's children inherit its variables but lead no group.
+        // A replica's children inherit its variables but lead no group; in a container there may be a relay beside it.
         let is_replica = |process: &&Process| {
-            process.environment.contains(&role) && process.environment.contains(&rank) && process.leads_its_group
+            let is_relay = process.environment.iter().any(|pair| pair.starts_with("FAIRING_PLACEMENT_RELAY="));
+            let has = |pair| process.environment.contains(pair);
+            has(&role) && has(&rank) && process.leads_its_group && !is_relay
         };
         let processes = processes(self.folder());
         processes.values().find(is_replica).unwrap_or_else(|| panic!("no {role} {rank} in {processes:?}")).pid

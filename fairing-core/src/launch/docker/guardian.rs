@@ -31,10 +31,11 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub(super) struct Guardian(Child);
 
 impl Guardian {
-    /// Starts the guardian of `run`.
-    pub(super) fn start(run: &str) -> io::Result<Self> {
+    /// Starts the guardian of `run` at `engine`.
+    pub(super) fn start(run: &str, engine: &Engine) -> io::Result<Self> {
         let child = Command::new(running_executable())
             .env(VARIABLE, run)
+            .env("DOCKER_HOST", engine.address())
             // Ctrl-C is for the launcher.
             .process_group(0)
             .stdin(Stdio::piped())

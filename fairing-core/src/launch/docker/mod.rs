@@ -93,7 +93,7 @@ impl Launcher for DockerLauncher {
         let ending = Arc::<Ending>::default();
         let events = Events::new(events, ending.clone());
         // First of all, so that there is no moment at which something is left to nobody.
-        let guardian = Guardian::start(&plan.run).map_err(|source| LaunchError::Guardian { source })?;
+        let guardian = Guardian::start(&plan.run, &self.engine).map_err(|source| LaunchError::Guardian { source })?;
         let coordinator = plan.placements[0].topology.coordinator();
         let command = self.entrypoint()?;
         let way = Arc::new(Exec::new(self.engine.clone(), container::name(&plan.run, coordinator), command));

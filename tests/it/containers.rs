@@ -1,0 +1,188 @@
+//! Training in containers of a real engine, which is the tests' own and cannot be reached from here but by its socket.
+
+#[path = "../../fairing-core/tests/docker/engine.rs"]
+mod engine;
+
+use std::io::Write as _;
+use std::sync::{LazyLock, Mutex, MutexGuard};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fairing_core::{DistributedTraining as _, Topology};
+use fairing_tests::law::{Kind, Law, Rule};
+
+use crate::support::{Ended, PATIENCE, Program, Running, Signal};
+use engine::Engine;
+
+/// Four epochs of twenty steps, slow enough to be disturbed in the middle.
+const LAW: Law = Law {
+    kind: Kind::Cnn,
+    rule: Rule::Adam,
+    examples: 240,
+    epochs: 4,
+    batch_size: 12,
+    learning_rate: 0.01,
+    pause_ms: 20,
+};
+
+/// One after another, so that each may ask the engine what is left.
+static ENGINE: LazyLock<Option<Mutex<Engine>>> = LazyLock::new(|| match engine::missing() {
+    None => Some(Mutex::new(Engine::start())),
+    Some(reason) => {
+        let skipped = format!("skipped: training in containers: {reason}");
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "{skipped}");
+        // libtest shows what the macros print of failed tests only.
+        std::io::stderr().write_all(format!("{skipped}\n").as_bytes()).unwrap();
+        None
+    }
+});
+
+fn engine() -> Option<MutexGuard<'static, Engine>> {
+    // A test that failed has left nothing that the next one could not stand.
+    Some(ENGINE.as_ref()?.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+}
+
+trait InContainers {
+    fn in_containers(self, engine: &Engine) -> Self;
+}
+
+impl InContainers for Program {
+    fn in_containers(self, engine: &Engine) -> Self {
+        self.env("FAIRING_TARGET", "docker").env("DOCKER_HOST", &engine.host())
+    }
+}
+
+/// What the engine has of runs: containers, networks, volumes, images without a name.
+fn left(engine: &Engine) -> Vec<String> {
+    let mut left = engine.lines(&["ps", "--all", "--format", "container {{.Names}} {{.Status}}"]);
+    left.extend(engine.lines(&["network", "ls", "--filter", "label=fairing.dev/run", "--format", "network {{.Name}}"]));
+    left.extend(engine.lines(&["volume", "ls", "--format", "volume {{.Name}}"]));
+    left.extend(engine.lines(&["images", "--filter", "dangling=true", "--format", "image {{.ID}}"]));
+    left
+}
+
+#[track_caller]
+fn nothing_is_left(engine: &Engine) {
+    assert_eq!(left(engine), Vec::<String>::new());
+}
+
+#[track_caller]
+fn nothing_stays(engine: &Engine) {
+    let deadline = Instant::now() + PATIENCE;
+    while !left(engine).is_empty() {
+        assert!(Instant::now() < deadline, "{:?}", left(engine));
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[track_caller]
+fn in_second_epoch(program: Program, law: &Law) -> Running {
+    let mut running = program.start();
+    running.wait_for(&format!("epoch 1/{}  loss", law.epochs));
+    running
+}
+
+/// Checks that a run has trained what one in memory trains, to the bit.
+#[track_caller]
+fn trained_as_in_memory(law: &Law, topology: Topology, ended: Ended) {
+    let at_once = Law { pause_ms: 0, ..law.clone() };
+    let in_memory = at_once.train_in_memory(topology).unwrap();
+    let ended = ended.code(0).nothing_left();
+    assert_eq!(ended.own_lines(), [format!("fingerprint {}", in_memory.model.fingerprint())]);
+    assert_eq!(ended.summary()["status"], "succeeded");
+    assert!(ended.has_model());
+}
+
+#[test]
+fn containers_train_the_same_bits_as_threads() {
+    let Some(engine) = engine() else { return };
+    let law = Law { pause_ms: 0, ..LAW };
+    for topology in [Topology::new(2, 2), Topology::new(2, 0)] {
+        let program = Program::law(&law, topology.workers.get(), topology.ps).in_containers(&engine);
+        trained_as_in_memory(&law, topology, program.run());
+        nothing_is_left(&engine);
+    }
+}
+
+#[test]
+fn killed_worker_container_is_started_again_and_no_bit_differs() {
+    let Some(engine) = engine() else { return };
+    let program = Program::law(&LAW, 2, 2).in_containers(&engine).env("FAIRING_REJOIN", "30s");
+    let mut running = in_second_epoch(program, &LAW);
+    running.signal_replica("worker", 1, Signal::KILL);
+    running.wait_for("warning: worker 1 is started again");
+    trained_as_in_memory(&LAW, Topology::new(2, 2), running.end());
+    nothing_is_left(&engine);
+}
+
+#[test]
+fn killed_container_fails_the_run_and_is_named() {
+    let Some(engine) = engine() else { return };
+    for (role, name) in [("worker", "worker 1"), ("ps", "ps 1"), ("ps", "ps 0")] {
+        let law = Law { epochs: 100, ..LAW };
+        let running = in_second_epoch(Program::law(&law, 2, 2).in_containers(&engine), &law);
+        let rank = name.rsplit(' ').next().unwrap().parse().unwrap();
+        running.signal_replica(role, rank, Signal::KILL);
+        let ended = running.end().code(1).nothing_left();
+        assert_eq!(ended.summary()["status"], "failed");
+        ended.says(&format!("{name} was ended by signal 9 (SIGKILL)")).says(&format!("cause: {name}"));
+        nothing_is_left(&engine);
+    }
+}
+
+#[test]
+fn interrupted_run_in_containers_saves_its_model() {
+    let Some(engine) = engine() else { return };
+    let law = Law { epochs: 100, ..LAW };
+    let running = in_second_epoch(Program::law(&law, 2, 1).in_containers(&engine), &law);
+    running.signal_group(Signal::INT);
+    let ended = running.end().code(130).nothing_left();
+    assert_eq!(ended.summary()["status"], "stopped");
+    assert!(ended.has_model());
+    nothing_is_left(&engine);
+}
+
+#[test]
+fn launcher_killed_leaves_nothing_at_the_engine() {
+    let Some(engine) = engine() else { return };
+    let law = Law { epochs: 100, ..LAW };
+    let running = in_second_epoch(Program::law(&law, 2, 1).in_containers(&engine), &law);
+    running.signal(Signal::KILL);
+    running.end().signalled(Signal::KILL);
+    nothing_stays(&engine);
+}
+
+#[test]
+fn two_runs_in_containers_do_not_disturb_each_other() {
+    let Some(engine) = engine() else { return };
+    let start = || Program::law(&LAW, 2, 1).in_containers(&engine).start();
+    let (one, other) = (start(), start());
+    trained_as_in_memory(&LAW, Topology::new(2, 1), one.end());
+    trained_as_in_memory(&LAW, Topology::new(2, 1), other.end());
+    nothing_is_left(&engine);
+}
+
+#[test]
+fn dry_run_prints_what_would_be_done_and_does_nothing() {
+    let program = Program::law(&LAW, 2, 1).env("FAIRING_TARGET", "docker").env("FAIRING_DRY_RUN", "1");
+    // No engine is asked.
+    let ended = program.env("DOCKER_HOST", "unix:///nowhere").run().code(0);
+    for expected in [
+        "image for linux/",
+        "  layer libraries",
+        "  layer program",
+        "network RUN: private, without a way out",
+        "container RUN-ps-0: fixture, all cores, all memory",
+        "container RUN-worker-1: fixture, all cores, all memory",
+    ] {
+        assert!(ended.stdout().any(|line| line.starts_with(expected)), "{expected}\n{}", ended.stderr());
+    }
+    assert!(!ended.run_folder().exists());
+}
+
+#[test]
+fn engine_that_is_not_there_is_named_before_anything_is_done() {
+    let program = Program::law(&LAW, 2, 1).env("FAIRING_TARGET", "docker").env("DOCKER_HOST", "unix:///nowhere");
+    let ended = program.run().code(1).says("no container engine answers at `unix:///nowhere`");
+    assert!(!ended.run_folder().exists());
+}
