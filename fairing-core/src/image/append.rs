@@ -470,7 +470,8 @@ mod tests {
               ],
               "mediaType": "application/vnd.oci.image.manifest.v1+json",
               "schemaVersion": 2
-            }"#]].assert_eq(&pretty(&image.manifest));
+            }"#]]
+        .assert_eq(&pretty(&image.manifest));
         expect![[r#"
             {
               "architecture": "arm64",
@@ -508,7 +509,8 @@ mod tests {
                 ],
                 "type": "layers"
               }
-            }"#]].assert_eq(&pretty(config(&image)));
+            }"#]]
+        .assert_eq(&pretty(config(&image)));
         let names = layers().map(|layer| (layer.name, layer.diff_id));
         assert_eq!(config_on_nothing(&names, Architecture::Arm64, &settings()), config(&image));
     }
@@ -605,10 +607,16 @@ mod tests {
             let base = base(&config, layers);
             assemble(Some(&base), &[], Architecture::Amd64, &Settings::default()).unwrap_err().to_string()
         };
-        expect!["base image `debian:12-slim` is for arm64 and the program for amd64 (set `base` to an image for amd64)"].assert_eq(&wrong(&|config| config["architecture"] = "arm64".into(), &[LAYER]));
+        expect![
+            "base image `debian:12-slim` is for arm64 and the program for amd64 (set `base` to an image for amd64)"
+        ]
+        .assert_eq(&wrong(&|config| config["architecture"] = "arm64".into(), &[LAYER]));
         expect!["base image `debian:12-slim` is for windows/amd64 and the program for amd64 (set `base` to an image for amd64)"].assert_eq(&wrong(&|config| config["os"] = "windows".into(), &[LAYER]));
         expect!["base image `debian:12-slim` has a broken configuration: it names another number of layers than the manifest (set `base` to another image)"].assert_eq(&wrong(&|_| {}, &[LAYER, LAYER]));
-        expect!["base image `debian:12-slim` has a broken configuration: no architecture (set `base` to another image)"].assert_eq(&wrong(&|config| *config = Value::Null, &[LAYER]));
+        expect![
+            "base image `debian:12-slim` has a broken configuration: no architecture (set `base` to another image)"
+        ]
+        .assert_eq(&wrong(&|config| *config = Value::Null, &[LAYER]));
         expect!["base image `debian:12-slim` has a layer of the type `application/vnd.docker.image.rootfs.foreign.diff.tar.gzip`, which cannot be used (set `base` to another image)"].assert_eq(&wrong(&|_| {}, &["application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"]));
     }
 
