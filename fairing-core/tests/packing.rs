@@ -3,7 +3,7 @@
 //! The test program packs itself, so it has a `main` of its own: started with [`INSIDE`], it is the packed program.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::Write;
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -52,8 +52,9 @@ fn main() {
     }
 }
 
+#[expect(clippy::print_stdout, reason = "a test program with a `main` of its own reports by itself")]
 fn say(line: &str) {
-    writeln!(io::stdout(), "{line}").unwrap();
+    println!("{line}");
 }
 
 /// What the packed program does.
@@ -118,7 +119,7 @@ fn run_in(root: &Path, program: &Program, what: &str) -> Option<Output> {
             continue;
         }
         command.arg(format!("/app/{}", program.name())).args([INSIDE, what]);
-        command.env_clear().env("RUST_BACKTRACE", "1");
+        command.env_clear().env("RUST_BACKTRACE", "1").env("PATH", std::env::var_os("PATH").unwrap_or_default());
         return Some(ended(command));
     }
     assert!(std::env::var_os("CI").is_none(), "neither chroot nor unshare is allowed here");
@@ -157,10 +158,13 @@ fn the_packed_program_does_in_a_bare_root_what_programs_do() {
 }
 
 fn a_panic_in_the_packed_program_names_its_functions() {
+    // Not in the root folder: backtraces need /proc, which an engine mounts and this test may not be allowed to.
     let (root, program) = root();
-    let Some(output) = run_in(root.path(), &program, "panic") else { return };
+    let mut packed = Command::new(root.path().join("app").join(program.name()));
+    packed.args([INSIDE, "panic"]).env("RUST_BACKTRACE", "1");
+    let output = ended(packed);
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(stderr.contains("packing::a_function_that_panics") && stderr.contains("packing::inside"), "{stderr}");
+    assert!(stderr.contains("packing::a_function_that_panics") && stderr.contains("packing::main"), "{stderr}");
 }
 
 fn a_copy_in_another_place_is_the_same_layer() {

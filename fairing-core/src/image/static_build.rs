@@ -254,7 +254,8 @@ impl StaticBuild {
         }
         let artifacts = output.stdout.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         // The last one: whatever else was built was needed for it.
-        let built = artifacts.filter_map(|artifact| artifact.get("executable")?.as_str().map(PathBuf::from)).last();
+        let built =
+            artifacts.filter_map(|artifact| artifact.get("executable")?.as_str().map(PathBuf::from)).next_back();
         let path = built.ok_or_else(|| StaticBuildError::NothingBuilt { command: self.to_string() })?;
         let program = Program::open(&path)?;
         if !program.is_static() || program.architecture() != self.architecture {
