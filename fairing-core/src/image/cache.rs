@@ -80,6 +80,14 @@ pub struct Packed {
     is_checked: bool,
 }
 
+impl Packed {
+    /// A layer whose blob has been compressed or read just now.
+    #[cfg(test)]
+    pub(super) fn checked(name: LayerName, diff_id: Digest, size_bytes: u64, blob: Blob) -> Self {
+        Self { name, diff_id, size_bytes, blob, is_checked: true }
+    }
+}
+
 /// A folder with compressed layers.
 #[derive(Debug, Clone)]
 pub struct Cache {
@@ -259,4 +267,167 @@ fn is_whole(path: &Path, descriptor: &Descriptor) -> bool {
     let mut buffer = Box::new([0; super::content::BUFFER]);
     let content = Content::whole(path.to_owned(), descriptor.size);
     content.write_to(&mut sha256, &mut buffer).is_ok() && sha256.digest() == descriptor.digest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Place {
+        folder: tempfile::TempDir,
+        cache: Cache,
+        layer: Layer,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let file = folder.path().join("file");
+            fs::write(&file, vec![7; 100_000]).unwrap();
+            let layer = Layer::files([(file.as_path(), "/app/file")]).unwrap();
+            let cache = Cache::open(&folder.path().join("a/cache")).unwrap();
+            Self { folder, cache, layer }
+        }
+
+        fn pack(&self) -> Packed {
+            self.cache.pack(&self.layer).unwrap()
+        }
+
+        fn blob(&self) -> PathBuf {
+            let Source::File(path) = self.pack().blob.source else { panic!("a layer is in a file") };
+            path
+        }
+
+        fn index(&self) -> PathBuf {
+            self.cache.path(&self.pack().diff_id, "json")
+        }
+
+        #[track_caller]
+        fn assert_whole(&self, packed: &Packed) {
+            let Source::File(path) = &packed.blob.source else { panic!("a layer is in a file") };
+            let bytes = fs::read(path).unwrap();
+            assert_eq!(packed.blob.descriptor.digest, Digest::of(&bytes));
+            assert_eq!(packed.blob.descriptor.size, bytes.len() as u64);
+            assert_eq!(packed.diff_id, self.layer.diff_id().unwrap());
+        }
+    }
+
+    #[test]
+    fn a_layer_is_compressed_once() {
+        let place = Place::new();
+        let first = place.pack();
+        place.assert_whole(&first);
+        let file =
+            |path: &Path| fs::metadata(path).map(|metadata| (metadata.modified().unwrap(), metadata.len())).unwrap();
+        let before = file(&place.blob());
+        let second = place.cache.pack_all(&[place.layer.clone(), place.layer.clone()]).unwrap();
+        assert_eq!(file(&place.blob()), before);
+        for packed in second {
+            assert_eq!(Packed { is_checked: true, ..packed }, first);
+        }
+    }
+
+    #[test]
+    fn a_damaged_blob_is_made_again_before_it_is_sent() {
+        let place = Place::new();
+        let first = place.pack();
+        let mut bytes = fs::read(place.blob()).unwrap();
+        bytes[60] ^= 1;
+        fs::write(place.blob(), &bytes).unwrap();
+        let packed = place.pack();
+        let checked = place.cache.check(&place.layer, packed).unwrap();
+        assert_eq!(checked, first);
+        place.assert_whole(&checked);
+    }
+
+    #[test]
+    fn a_blob_that_is_cut_off_or_gone_or_something_else_is_made_again() {
+        let place = Place::new();
+        let first = place.pack();
+        let blob = place.blob();
+        File::options().write(true).open(&blob).unwrap().set_len(10).unwrap();
+        assert_eq!(place.pack(), first);
+        fs::remove_file(&blob).unwrap();
+        assert_eq!(place.pack(), first);
+        place.assert_whole(&place.pack());
+    }
+
+    #[test]
+    fn an_entry_that_was_tampered_with_is_not_believed() {
+        let place = Place::new();
+        let first = place.pack();
+        let text = fs::read_to_string(place.index()).unwrap();
+        let mut other: Index = serde_json::from_str(&text).unwrap();
+        other.digest = Digest::of(b"another layer");
+        let forged = serde_json::to_string(&other).unwrap();
+        for damaged in ["", "{}", "no JSON", &text[..text.len() - 1], &forged] {
+            fs::write(place.index(), damaged).unwrap();
+            assert_eq!(place.pack(), first, "{damaged}");
+        }
+        // One whose check fits is believed until the layer is to be sent.
+        other.check = check(&first.diff_id, &other.digest, other.size);
+        fs::write(place.index(), serde_json::to_string(&other).unwrap()).unwrap();
+        let deceived = place.pack();
+        assert_eq!(deceived.blob.descriptor.digest, other.digest);
+        assert_eq!(place.cache.check(&place.layer, deceived).unwrap(), first);
+    }
+
+    #[test]
+    fn several_processes_that_make_one_layer_do_not_disturb_each_other() {
+        let place = Place::new();
+        thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| place.pack())).collect();
+            for thread in threads {
+                place.assert_whole(&thread.join().unwrap());
+            }
+        });
+        let names = fs::read_dir(&place.cache.folder).unwrap().count();
+        assert_eq!(names, 2, "a layer and its entry, and nothing half done");
+    }
+
+    #[test]
+    fn what_was_used_longest_ago_goes_when_there_is_too_much() {
+        let mut place = Place::new();
+        let old = |name: &str, hours: u64, bytes: usize| {
+            let path = place.cache.folder.join(name);
+            fs::write(&path, vec![0; bytes]).unwrap();
+            let time = SystemTime::now() - Duration::from_secs(hours * 3600);
+            File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+            path
+        };
+        let oldest = old("oldest.tar.gz", 50, 80_000);
+        let older = old("older.tar.gz", 40, 60_000);
+        let recent = old("recent.tar.gz", 0, 5_000_000);
+        let left_over = old(".x.new", 2, 1);
+        place.cache.limit_bytes = 5_100_000;
+        place.pack();
+        assert!(!oldest.exists() && !left_over.exists());
+        assert!(older.exists() && recent.exists());
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_to_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "").unwrap();
+        let error = Cache::open(&file.join("cache")).unwrap_err().to_string();
+        assert!(error.contains("file/cache") && error.contains("FAIRING_CACHE"), "{error}");
+        let place = Place::new();
+        let full = place.cache.failed(io::Error::from(io::ErrorKind::StorageFull)).to_string();
+        let folder = place.folder.path().join("a/cache");
+        assert!(full.starts_with(&format!("no space in the cache folder `{}` (", folder.display())), "{full}");
+    }
+
+    #[test]
+    fn a_file_that_changes_while_it_is_packed_is_an_error() {
+        let place = Place::new();
+        let file = place.folder.path().join("file");
+        fs::write(&file, vec![7; 99_999]).unwrap();
+        let error = place.cache.pack(&place.layer).unwrap_err();
+        assert!(matches!(error, CacheError::Layer { source: StreamError::Changed { .. }, .. }), "{error}");
+        fs::write(&file, vec![8; 100_000]).unwrap();
+        let stale = Digest::of(b"what it was");
+        let error = place.cache.make(&place.layer, &stale).unwrap_err();
+        assert!(matches!(error, CacheError::Changed { layer: LayerName::Files }), "{error}");
+    }
 }

@@ -133,7 +133,8 @@ impl Blocks<'_, '_> {
     }
 
     fn finish(mut self) -> io::Result<Compressed> {
-        if !self.block.is_empty() {
+        // Nothing at all is one empty member: no file without any is gzip.
+        if !self.block.is_empty() || self.started == 0 {
             self.start_block()?;
         }
         while self.finished < self.started {
@@ -179,4 +180,87 @@ fn member(deflate: &mut Compress, block: &[u8]) -> Vec<u8> {
     member.extend_from_slice(&crc.sum().to_le_bytes());
     member.extend_from_slice(&(block.len() as u32).to_le_bytes());
     member
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::process::{Command, Stdio};
+
+    use super::super::layer::LayerName;
+    use super::*;
+
+    /// Bytes of a program are something between noise and zeros.
+    fn bytes(length: usize) -> Vec<u8> {
+        let mut state = 1_u32;
+        let next = |_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8 & if state & 0x30_0000 == 0 { 0xff } else { 0x11 }
+        };
+        (0..length).map(next).collect()
+    }
+
+    fn compressed(threads: usize, bytes: &[u8]) -> (Compressed, Vec<u8>) {
+        let mut out = Vec::new();
+        let compressed = compress_with(threads, &mut out, |blocks| blocks.write_all(bytes).map_err(StreamError::Write));
+        (compressed.unwrap(), out)
+    }
+
+    #[test]
+    fn any_number_of_threads_gives_the_same_bytes_and_they_are_gzip() {
+        for length in [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 7 * BLOCK + 12_345] {
+            let original = bytes(length);
+            let (described, first) = compressed(1, &original);
+            assert_eq!(described.descriptor.digest, Digest::of(&first));
+            assert_eq!(described.descriptor.size, first.len() as u64);
+            assert_eq!(described.diff_id, Digest::of(&original));
+            for threads in 2..=4 {
+                assert!(compressed(threads, &original) == (described.clone(), first.clone()), "{threads} threads");
+            }
+            let mut again = Vec::new();
+            flate2::read::MultiGzDecoder::new(first.as_slice()).read_to_end(&mut again).unwrap();
+            assert!(again == original, "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn gzip_itself_reads_it() {
+        let original = bytes(3 * BLOCK + 1);
+        let (_, compressed) = compressed(2, &original);
+        let mut gzip = Command::new("gzip").arg("-dc").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut stdin = gzip.stdin.take().unwrap();
+        let writer = thread::spawn(move || stdin.write_all(&compressed));
+        let output = gzip.wait_with_output().unwrap();
+        writer.join().unwrap().unwrap();
+        assert!(output.status.success() && output.stdout == original, "{}", output.status);
+    }
+
+    /// If this fails, the compressor is another one: then `VERSION` changes, and these digits.
+    #[test]
+    fn the_compressor_is_the_one_that_its_version_names() {
+        let (described, _) = compressed(2, &bytes(2 * BLOCK));
+        let digest = "sha256:cfd94fc0d3c4b1528feb932725219a10c54fefcd5e8f26fa68c7d29ac0e5c0d7";
+        assert_eq!((VERSION, described.descriptor.digest.to_string().as_str()), ("gzip-1-512k-a", digest));
+    }
+
+    #[test]
+    fn a_disk_that_is_full_ends_it() {
+        let mut full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let bytes = bytes(20 * BLOCK);
+        let error = compress_with(2, &mut full, |blocks| blocks.write_all(&bytes).map_err(StreamError::Write));
+        let Err(StreamError::Write(error)) = error else { panic!("{error:?}") };
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    }
+
+    #[test]
+    fn a_layer_that_cannot_be_read_ends_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("data");
+        std::fs::write(&path, "some").unwrap();
+        let layer = Layer::files([(path.as_path(), "/app/data")]).unwrap();
+        assert_eq!(layer.name(), LayerName::Files);
+        std::fs::write(&path, "some more").unwrap();
+        let error = compress(&layer, &mut io::sink()).unwrap_err();
+        assert!(matches!(error, StreamError::Changed { .. }), "{error}");
+    }
 }
