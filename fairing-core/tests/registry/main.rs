@@ -1,6 +1,8 @@
 //! Pushing to registries that run here: Debian's docker-registry, with and without passwords, tokens and TLS, and one that is
 //! made to fail through a proxy.
 
+mod faults;
+mod proxy;
 mod pushes;
 mod server;
 mod support;
