@@ -388,10 +388,22 @@ impl Session {
         let (status, headers) = (response.status(), response.headers().clone());
         // What a refusal says is welcome, but its status is what counts.
         let body = self.body(&ask.doing, &mut response, REFUSAL_LENGTH).await.unwrap_or_default();
-        if url.scheme() == "http" && status == StatusCode::BAD_REQUEST && wants_tls(&body) {
-            return Err(RequestError::NotPlainHttp { registry: self.registry().clone() });
+        if url.scheme() == "http" && status == StatusCode::BAD_REQUEST {
+            let mute = ask.method == Method::HEAD;
+            if wants_tls(&if mute { self.reason(&client, url, &ask.doing).await } else { body.clone() }) {
+                return Err(RequestError::NotPlainHttp { registry: self.registry().clone() });
+            }
         }
         Ok(Answer::Refusal(Refusal { status, headers, body }))
+    }
+
+    /// Why a question was refused whose answer has no words: it is asked again in another way.
+    async fn reason(&self, client: &reqwest::Client, url: &Url, doing: &Doing) -> Vec<u8> {
+        let asked = tokio::time::timeout(self.client.patience().answer, client.get(url.clone()).send()).await;
+        match asked {
+            Ok(Ok(mut response)) => self.body(doing, &mut response, REFUSAL_LENGTH).await.unwrap_or_default(),
+            _ => Vec::new(),
+        }
     }
 
     /// Reads an answer up to a little more than `longest` bytes.

@@ -2,16 +2,17 @@
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use fairing_core::image::{Digest, Image, Source};
-use fairing_core::registry::{Client, Keychain, Push, PushError, RequestError, Settings};
+use fairing_core::registry::{Client, Keychain, Progress, Push, PushError, Pushed, RequestError, Settings};
 use tempfile::TempDir;
+use tokio::sync::Notify;
 
 use crate::proxy::{Deed, Proxy, Request, first};
 use crate::server::{Server, registry};
-use crate::support::{client, noise, patience, push, small_image, told};
+use crate::support::{client, noise, patience, push, small_image, told, wait};
 
 const LARGE: usize = 2_000_000;
 
@@ -25,7 +26,7 @@ fn through(
     server: &Server,
     image: &Image,
     rule: impl Fn(&Request) -> Deed + Send + Sync + 'static,
-) -> (Proxy, Result<fairing_core::registry::Pushed, PushError>) {
+) -> (Proxy, Result<Pushed, PushError>) {
     let proxy = Proxy::start(server.address(), rule);
     let repository = proxy.repository("x");
     let pushed = push(&client(), &Push::image(image, &repository).tagged("v1".parse().unwrap()));
@@ -214,10 +215,6 @@ fn a_registry_that_is_down_is_told_with_its_address() {
     let Some(RequestError::Unreachable { address: called, .. }) = error.request() else { panic!("{error:?}") };
     assert_eq!(*called, address.to_string());
     assert!(told(&error).contains("Connection refused"), "{}", told(&error));
-
-    let nowhere = "registry.invalid/x".parse().unwrap();
-    let error = push(&client(), &Push::image(&image, &nowhere)).unwrap_err();
-    assert!(matches!(error.request(), Some(RequestError::Unreachable { .. })), "{}", told(&error));
 }
 
 #[test]
@@ -243,8 +240,8 @@ fn an_upload_that_stands_still_is_tried_again() {
         false => Deed::Forward,
     });
     let mut patience = patience();
-    patience.stall = Duration::from_millis(300);
-    patience.commit = Duration::from_millis(300);
+    patience.stall = Duration::from_secs(1);
+    patience.commit = Duration::from_secs(1);
     let client = Client::with_patience(Settings::default(), Keychain::empty(), patience).unwrap();
     let repository = proxy.repository("x");
     push(&client, &Push::image(&image, &repository).tagged("v1".parse().unwrap())).unwrap();
@@ -307,24 +304,30 @@ fn an_image_that_is_there_costs_less_than_a_kilobyte() {
 }
 
 #[test]
-fn a_dropped_push_stops() {
+fn a_dropped_push_leaves_nothing_that_has_a_name() {
     let server = registry!();
     let (image, _folder) = sample();
-    let taken = Arc::new(AtomicU64::new(0));
     let proxy = Proxy::start(server.address(), |request| match request.length == LARGE as u64 {
         true => Deed::Hang,
         false => Deed::Forward,
     });
     let repository = proxy.repository("x");
+    let moved = Arc::new(Notify::new());
     let watcher = {
-        let taken = taken.clone();
-        Arc::new(move |progress: &fairing_core::registry::Progress| taken.store(progress.sent_bytes, Ordering::SeqCst))
+        let moved = moved.clone();
+        Arc::new(move |progress: &Progress| {
+            if progress.done_blobs == 3 && progress.sent_bytes > 100_000 {
+                moved.notify_one();
+            }
+        })
     };
     let ask = Push::image(&image, &repository).tagged("v1".parse().unwrap()).watched(watcher);
     let client = client();
-    let ended =
-        crate::support::wait(async { tokio::time::timeout(Duration::from_millis(300), client.push(&ask)).await });
-    assert!(ended.is_err(), "it waited for the layer that hangs");
+    wait(async {
+        tokio::select! {
+            pushed = client.push(&ask) => panic!("it did not wait for the layer that hangs: {pushed:?}"),
+            () = moved.notified() => {}
+        }
+    });
     absent(&server, &image);
-    assert!(taken.load(Ordering::SeqCst) > 0);
 }

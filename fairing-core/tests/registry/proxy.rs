@@ -34,6 +34,8 @@ pub(crate) struct Request {
     pub(crate) head: String,
     /// Of the body, as announced.
     pub(crate) length: u64,
+    /// What a token server is sent.
+    pub(crate) form: String,
     /// How many requests of this method and kind of path came before.
     pub(crate) earlier: usize,
 }
@@ -44,8 +46,12 @@ pub(crate) enum Deed {
     Forward,
     /// Answer it here, after its body was read.
     Answer(u16, &'static str, Vec<String>),
+    /// Answer it here with status 200 and this text.
+    Say(String),
     /// Answer it here with its own head as the body.
     Echo(u16),
+    /// Pass it on with another path.
+    ForwardTo(String),
     /// Answer it here at once and read nothing of its body.
     Interrupt(u16),
     /// Close the connection after so many bytes of the body.
@@ -173,6 +179,11 @@ impl Shared {
                     io::copy(&mut (&mut reader).take(request.length), &mut io::sink())?;
                     stream.write_all(&answer(&request, status, body, &headers))?;
                 }
+                Deed::Say(text) => stream.write_all(&answer(&request, 200, &text, &[]))?,
+                Deed::ForwardTo(path) => {
+                    let head = request.head.replacen(&request.path, &path, 1);
+                    self.forward(&Request { path, head, ..request }, &mut reader, stream, u64::MAX)?;
+                }
                 Deed::Echo(status) => {
                     io::copy(&mut (&mut reader).take(request.length), &mut io::sink())?;
                     stream.write_all(&answer(&request, status, &request.head, &[]))?;
@@ -197,7 +208,7 @@ impl Shared {
         Ok(())
     }
 
-    fn read_head(&self, reader: &mut impl BufRead) -> io::Result<Option<Request>> {
+    fn read_head<R: BufRead>(&self, reader: &mut R) -> io::Result<Option<Request>> {
         let mut head = String::new();
         loop {
             let before = head.len();
@@ -210,8 +221,11 @@ impl Shared {
         }
         let mut line = head.split(' ').map(str::to_owned);
         let (method, path) = (line.next().unwrap_or_default(), line.next().unwrap_or_default());
-        let mut request = Request { method, path, head, length: 0, earlier: 0 };
+        let mut request = Request { method, path, head, length: 0, form: String::new(), earlier: 0 };
         request.length = request.header("content-length").map_or(0, |length| length.parse().unwrap());
+        if request.path.starts_with("/token") {
+            reader.take(std::mem::take(&mut request.length)).read_to_string(&mut request.form)?;
+        }
         let mut seen = self.seen.lock().unwrap();
         request.earlier = seen.iter().filter(|earlier| earlier.kind() == request.kind()).count();
         seen.push(request.clone());
