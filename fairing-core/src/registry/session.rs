@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 use super::auth::{CredentialOrigin, Found, Secret};
 use super::challenge::{Bearer, Challenge};
 use super::client::Client;
-use super::error::{Doing, RequestError};
+use super::error::{Doing, Refused, RequestError};
 use super::patience::Attempts;
 use super::reference::{Registry, Repository};
 use super::upload::Pulse;
@@ -613,10 +613,9 @@ impl Session {
     /// The failure that a refusal is.
     async fn refused(&self, ask: &Ask<'_>, refusal: &Refusal) -> RequestError {
         let registry = self.registry().clone();
-        let repository = self.repository.clone();
         let doing = ask.doing.clone();
-        let (words, full) = words(refusal);
-        let words: String = self.client.presentable(&words).chars().take(WORDS_LENGTH).collect();
+        let (_, full) = words(refusal);
+        let words = self.presentable(refusal);
         let status = refusal.status.as_u16();
         match refusal.status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
@@ -627,7 +626,7 @@ impl Session {
                 if refusal.status == StatusCode::UNAUTHORIZED {
                     return self.unauthorized(ask, refusal, origin);
                 }
-                RequestError::Forbidden { registry, repository, doing, words, origin }
+                RequestError::Forbidden(Box::new(Refused { repository: self.repository.clone(), doing, words, origin }))
             }
             _ if full => RequestError::NoSpace { registry, doing, words },
             _ => {
@@ -639,9 +638,14 @@ impl Session {
     }
 
     fn unauthorized(&self, ask: &Ask<'_>, refusal: &Refusal, origin: CredentialOrigin) -> RequestError {
-        let words = self.client.presentable(&words(refusal).0).chars().take(WORDS_LENGTH).collect();
-        let (registry, repository) = (self.registry().clone(), self.repository.clone());
-        RequestError::Unauthorized { registry, repository, doing: ask.doing.clone(), words, origin }
+        let (repository, doing) = (self.repository.clone(), ask.doing.clone());
+        let words = self.presentable(refusal);
+        RequestError::Unauthorized(Box::new(Refused { repository, doing, words, origin }))
+    }
+
+    /// The words of a refusal, as an error may show them.
+    fn presentable(&self, refusal: &Refusal) -> String {
+        self.client.presentable(&words(refusal).0).chars().take(WORDS_LENGTH).collect()
     }
 
     fn login(&self, reason: String) -> RequestError {

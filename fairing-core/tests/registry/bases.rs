@@ -97,9 +97,8 @@ fn a_manifest_of_another_digest_is_not_believed() {
     });
     let pinned = proxy.repository("base").at(base.descriptor.digest);
     let error = wait(client().base(&pinned, Architecture::Amd64)).unwrap_err();
-    let BaseError::Request { source: RequestError::Content { reason, .. }, .. } = &error else {
-        panic!("{}", told(&error))
-    };
+    let BaseError::Request { source, .. } = &error else { panic!("{}", told(&error)) };
+    let RequestError::Content { reason, .. } = &**source else { panic!("{}", told(&error)) };
     assert!(reason.contains("its digest is"), "{reason}");
 }
 

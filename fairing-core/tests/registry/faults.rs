@@ -78,7 +78,7 @@ fn a_connection_that_always_breaks_is_given_up_with_every_reason() {
     let error = pushed.unwrap_err();
     let PushError::Blob { digest, size_bytes, source, .. } = &error else { panic!("{error:?}") };
     assert_eq!((digest, *size_bytes), (&image.layers[1].descriptor.digest, LARGE as u64));
-    let RequestError::GaveUp { attempts, .. } = source else { panic!("{source:?}") };
+    let RequestError::GaveUp { attempts, .. } = &**source else { panic!("{source:?}") };
     assert_eq!(attempts.len(), 5);
     assert!(matches!(source.last(), RequestError::Broken { .. }), "{source:?}");
     assert!(told(&error).contains("gave up after 5 attempts"), "{}", told(&error));

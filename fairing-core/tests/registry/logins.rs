@@ -81,7 +81,7 @@ fn a_wrong_password_names_the_file_that_it_came_from() {
 
     let others = keychain(folder.path(), &login("registry.example", PASSWORD));
     let error = push(&client_with(Settings::default(), others), &ask).unwrap_err();
-    assert!(matches!(error.request(), Some(RequestError::Unauthorized { .. })), "{}", told(&error));
+    assert!(matches!(error.request(), Some(RequestError::Unauthorized(_))), "{}", told(&error));
     let expected =
         format!("(no credentials were found in `{}`; `docker login {registry}` stores some)", file.display());
     assert!(told(&error).ends_with(&expected), "{}", told(&error));
@@ -245,7 +245,7 @@ fn child_that_asks_helpers() {
         error
     };
     let empty = fails("empty");
-    assert!(matches!(empty.request(), Some(RequestError::Unauthorized { .. })), "{empty:?}");
+    assert!(matches!(empty.request(), Some(RequestError::Unauthorized(_))), "{empty:?}");
     for (name, expected) in [
         ("locked", "failed: the drawer is locked"),
         ("talkative", "failed: it jams"),
@@ -395,7 +395,7 @@ fn a_token_without_a_password_reads_a_public_base() {
     let repository = server.repository("library/base");
     let ask = Push::image(&image, &repository).tagged("12".parse().unwrap());
     let error = push(&client_with(Settings::default(), Keychain::empty()), &ask).unwrap_err();
-    assert!(matches!(error.request(), Some(RequestError::Unauthorized { .. })), "{}", told(&error));
+    assert!(matches!(error.request(), Some(RequestError::Unauthorized(_))), "{}", told(&error));
 
     let keychain = keychain(folder.path(), &login(&server.address().to_string(), PASSWORD));
     push(&client_with(Settings::default(), keychain), &ask).unwrap();
