@@ -62,8 +62,8 @@ pub enum AuthError {
         /// The file.
         path: PathBuf,
     },
-    /// A helper program is missing or cannot be started.
-    #[error("`{program}`, which `{}` names for `{registry}`, does not run (is it installed and on PATH?)", path.display())]
+    /// A helper program is missing, cannot be started or ends before it is asked.
+    #[error("`{program}`, which `{}` names for `{registry}`, did not listen (is it installed and on PATH?)", path.display())]
     HelperMissing {
         /// The program.
         program: String,

@@ -45,7 +45,7 @@ pub enum BaseError {
     )]
     Missing {
         /// The image.
-        reference: Reference,
+        reference: Box<Reference>,
         /// What the registry says.
         words: String,
     },
@@ -53,7 +53,7 @@ pub enum BaseError {
     #[error("base image `{reference}` has no `{wanted}` variant (it has {})", list(found))]
     Architecture {
         /// The image.
-        reference: Reference,
+        reference: Box<Reference>,
         /// The architecture that was asked for.
         wanted: Architecture,
         /// The ones that there are, as `system/architecture`.
@@ -63,7 +63,7 @@ pub enum BaseError {
     #[error("base image `{reference}` cannot be built on: {reason}")]
     Unusable {
         /// The image.
-        reference: Reference,
+        reference: Box<Reference>,
         /// Why.
         reason: String,
     },
@@ -71,10 +71,10 @@ pub enum BaseError {
     #[error("failed to look up base image `{reference}`")]
     Request {
         /// The image.
-        reference: Reference,
+        reference: Box<Reference>,
         /// Why.
         #[source]
-        source: RequestError,
+        source: Box<RequestError>,
     },
 }
 
@@ -135,12 +135,13 @@ impl Client {
             (None, Some(tag)) => tag.to_string(),
             (None, None) => unreachable!("a reference has a tag or a digest"),
         };
-        let unusable = |reason: &str| BaseError::Unusable { reference: reference.clone(), reason: reason.to_owned() };
+        let named = || Box::new(reference.clone());
+        let unusable = |reason: &str| BaseError::Unusable { reference: named(), reason: reason.to_owned() };
         let failed = |error: RequestError| match error.last() {
             RequestError::Answer { status: 404, words, .. } => {
-                BaseError::Missing { reference: reference.clone(), words: words.clone() }
+                BaseError::Missing { reference: named(), words: words.clone() }
             }
-            _ => BaseError::Request { reference: reference.clone(), source: error },
+            _ => BaseError::Request { reference: named(), source: Box::new(error) },
         };
 
         let every = [MANIFEST, INDEX, DOCKER_MANIFEST, DOCKER_INDEX].join(", ");
@@ -151,7 +152,7 @@ impl Client {
             let variant = index.variant(architecture);
             let Some(variant) = variant else {
                 let found = index.platforms();
-                return Err(BaseError::Architecture { reference: reference.clone(), wanted: architecture, found });
+                return Err(BaseError::Architecture { reference: named(), wanted: architecture, found });
             };
             let wanted: Digest = variant.digest.parse().map_err(|_| unusable("its index names no SHA-256 digest"))?;
             let accept = variant.media_type.clone();
@@ -172,7 +173,7 @@ impl Client {
             serde_json::from_slice(&config).map_err(|_| unusable("its configuration cannot be read as one"))?;
         if platform.os != "linux" || platform.architecture != architecture.to_string() {
             let found = vec![format!("{}/{}", platform.os.escape_default(), platform.architecture.escape_default())];
-            return Err(BaseError::Architecture { reference: reference.clone(), wanted: architecture, found });
+            return Err(BaseError::Architecture { reference: named(), wanted: architecture, found });
         }
         let size = manifest.len() as u64;
         Ok(Base {

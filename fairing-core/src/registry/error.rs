@@ -13,33 +13,11 @@ use super::reference::{Registry, Repository};
 #[non_exhaustive]
 pub enum RequestError {
     /// No credentials were found, or the registry did not take them.
-    #[error("registry `{registry}` refused {doing} in `{repository}`: {words} ({origin})")]
-    Unauthorized {
-        /// The registry.
-        registry: Registry,
-        /// The repository.
-        repository: Repository,
-        /// What was asked for.
-        doing: Doing,
-        /// What the registry, or its token server, says.
-        words: String,
-        /// Where the credentials came from, with the remedy.
-        origin: CredentialOrigin,
-    },
+    #[error("registry `{}` refused {}", .0.repository.registry(), .0)]
+    Unauthorized(Box<Refused>),
     /// The credentials are good, but not for this.
-    #[error("registry `{registry}` does not allow {doing} in `{repository}`: {words} ({origin})")]
-    Forbidden {
-        /// The registry.
-        registry: Registry,
-        /// The repository.
-        repository: Repository,
-        /// What was asked for.
-        doing: Doing,
-        /// What the registry says.
-        words: String,
-        /// Where the credentials came from.
-        origin: CredentialOrigin,
-    },
+    #[error("registry `{}` does not allow {}", .0.repository.registry(), .0)]
+    Forbidden(Box<Refused>),
     /// The credentials could not be found out.
     #[error("failed to find the credentials for registry `{registry}`")]
     Credentials {
@@ -169,6 +147,27 @@ pub enum RequestError {
         #[source]
         last: Box<RequestError>,
     },
+}
+
+/// What a registry did not let us do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Refused {
+    /// The repository.
+    pub repository: Repository,
+    /// What was asked for.
+    pub doing: Doing,
+    /// What the registry, or its token server, says.
+    pub words: String,
+    /// Where the credentials came from, with the remedy.
+    pub origin: CredentialOrigin,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Refused { repository, doing, words, origin } = self;
+        write!(f, "{doing} in `{repository}`: {words} ({origin})")
+    }
 }
 
 /// What a request is for, as an error names it.

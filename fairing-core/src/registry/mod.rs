@@ -24,7 +24,7 @@ mod upload;
 pub use auth::{AuthError, CredentialOrigin, Keychain};
 pub use base::{Base, BaseError};
 pub use client::{Client, ClientError, Settings};
-pub use error::RequestError;
+pub use error::{Doing, Refused, RequestError};
 pub use patience::Patience;
 pub use push::{Progress, Push, PushError, Pushed, Watcher};
 pub use reference::{Reference, ReferenceError, Registry, Repository, Tag};

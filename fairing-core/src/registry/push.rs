@@ -77,7 +77,7 @@ pub enum PushError {
         repository: Repository,
         /// Why.
         #[source]
-        source: RequestError,
+        source: Box<RequestError>,
     },
     /// A layer or a configuration did not arrive. Safe to repeat: what arrived is not sent again.
     #[error("failed to push blob `{digest}` ({size_bytes} bytes) to `{repository}`")]
@@ -90,7 +90,7 @@ pub enum PushError {
         size_bytes: u64,
         /// Why.
         #[source]
-        source: RequestError,
+        source: Box<RequestError>,
     },
     /// The base image's registry did not give a layer.
     #[error("failed to copy layer `{digest}` of the base image from `{base}`")]
@@ -101,7 +101,7 @@ pub enum PushError {
         digest: Digest,
         /// Why.
         #[source]
-        source: RequestError,
+        source: Box<RequestError>,
     },
     /// The registry does not take the manifest.
     #[error("registry `{}` refused the manifest `{name}` with status {status}: {words}", repository.registry())]
@@ -368,7 +368,7 @@ impl Work<'_> {
                 Some(Fault::Changed { path }) => return Err(PushError::Changed { digest: digest.clone(), path }),
                 Some(Fault::Origin(source)) => attempts.again(source, true).await.map_err(|source| {
                     let base = self.push.base.unwrap_or(self.push.repository).clone();
-                    PushError::Copy { base, digest: digest.clone(), source }
+                    PushError::Copy { base, digest: digest.clone(), source: Box::new(source) }
                 }),
                 None => attempts.again(error, true).await.map_err(|source| self.blob_failed(blob, source)),
             };
@@ -392,12 +392,13 @@ impl Work<'_> {
     }
 
     fn failed(&self, source: RequestError) -> PushError {
-        PushError::Request { repository: self.push.repository.clone(), source }
+        PushError::Request { repository: self.push.repository.clone(), source: Box::new(source) }
     }
 
     fn blob_failed(&self, blob: &Blob, source: RequestError) -> PushError {
         let Descriptor { digest, size, .. } = &blob.descriptor;
-        PushError::Blob { repository: self.push.repository.clone(), digest: digest.clone(), size_bytes: *size, source }
+        let (repository, digest) = (self.push.repository.clone(), digest.clone());
+        PushError::Blob { repository, digest, size_bytes: *size, source: Box::new(source) }
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 use super::auth::{CredentialOrigin, Found, Secret};
 use super::challenge::{Bearer, Challenge};
 use super::client::Client;
-use super::error::{Doing, RequestError};
+use super::error::{Doing, Refused, RequestError};
 use super::patience::Attempts;
 use super::reference::{Registry, Repository};
 use super::upload::Pulse;
@@ -388,10 +388,22 @@ impl Session {
         let (status, headers) = (response.status(), response.headers().clone());
         // What a refusal says is welcome, but its status is what counts.
         let body = self.body(&ask.doing, &mut response, REFUSAL_LENGTH).await.unwrap_or_default();
-        if url.scheme() == "http" && status == StatusCode::BAD_REQUEST && wants_tls(&body) {
-            return Err(RequestError::NotPlainHttp { registry: self.registry().clone() });
+        if url.scheme() == "http" && status == StatusCode::BAD_REQUEST {
+            let mute = ask.method == Method::HEAD;
+            if wants_tls(&if mute { self.reason(&client, url, &ask.doing).await } else { body.clone() }) {
+                return Err(RequestError::NotPlainHttp { registry: self.registry().clone() });
+            }
         }
         Ok(Answer::Refusal(Refusal { status, headers, body }))
+    }
+
+    /// Why a question was refused whose answer has no words: it is asked again in another way.
+    async fn reason(&self, client: &reqwest::Client, url: &Url, doing: &Doing) -> Vec<u8> {
+        let asked = tokio::time::timeout(self.client.patience().answer, client.get(url.clone()).send()).await;
+        match asked {
+            Ok(Ok(mut response)) => self.body(doing, &mut response, REFUSAL_LENGTH).await.unwrap_or_default(),
+            _ => Vec::new(),
+        }
     }
 
     /// Reads an answer up to a little more than `longest` bytes.
@@ -601,10 +613,9 @@ impl Session {
     /// The failure that a refusal is.
     async fn refused(&self, ask: &Ask<'_>, refusal: &Refusal) -> RequestError {
         let registry = self.registry().clone();
-        let repository = self.repository.clone();
         let doing = ask.doing.clone();
-        let (words, full) = words(refusal);
-        let words: String = self.client.presentable(&words).chars().take(WORDS_LENGTH).collect();
+        let (_, full) = words(refusal);
+        let words = self.presentable(refusal);
         let status = refusal.status.as_u16();
         match refusal.status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
@@ -615,7 +626,7 @@ impl Session {
                 if refusal.status == StatusCode::UNAUTHORIZED {
                     return self.unauthorized(ask, refusal, origin);
                 }
-                RequestError::Forbidden { registry, repository, doing, words, origin }
+                RequestError::Forbidden(Box::new(Refused { repository: self.repository.clone(), doing, words, origin }))
             }
             _ if full => RequestError::NoSpace { registry, doing, words },
             _ => {
@@ -627,9 +638,14 @@ impl Session {
     }
 
     fn unauthorized(&self, ask: &Ask<'_>, refusal: &Refusal, origin: CredentialOrigin) -> RequestError {
-        let words = self.client.presentable(&words(refusal).0).chars().take(WORDS_LENGTH).collect();
-        let (registry, repository) = (self.registry().clone(), self.repository.clone());
-        RequestError::Unauthorized { registry, repository, doing: ask.doing.clone(), words, origin }
+        let (repository, doing) = (self.repository.clone(), ask.doing.clone());
+        let words = self.presentable(refusal);
+        RequestError::Unauthorized(Box::new(Refused { repository, doing, words, origin }))
+    }
+
+    /// The words of a refusal, as an error may show them.
+    fn presentable(&self, refusal: &Refusal) -> String {
+        self.client.presentable(&words(refusal).0).chars().take(WORDS_LENGTH).collect()
     }
 
     fn login(&self, reason: String) -> RequestError {

@@ -183,7 +183,13 @@ impl Flow {
     }
 
     fn changed(&self) -> Fault {
-        Fault::Changed { path: self.path.clone() }
+        match &self.pieces {
+            Pieces::Download(session, _) => {
+                let doing = session.blob_download(&self.descriptor.digest).doing;
+                Fault::Origin(session.content(&doing, "its bytes have another digest".to_owned()))
+            }
+            _ => Fault::Changed { path: self.path.clone() },
+        }
     }
 
     /// The next piece; an empty one at the end.

@@ -137,3 +137,17 @@ pub(crate) fn reconfigured(image: Image, config: &serde_json::Value) -> Image {
     let config = Blob { descriptor: descriptor(CONFIG, &config), source: Source::Memory(config) };
     Image { descriptor: descriptor(MANIFEST, &manifest), manifest, config, ..image }
 }
+
+/// As RFC 4648 has it, with padding.
+pub(crate) fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for three in bytes.chunks(3) {
+        let number = (0..3).fold(0u32, |number, at| number << 8 | u32::from(*three.get(at).unwrap_or(&0)));
+        for digit in 0..4 {
+            let value = (number >> (18 - 6 * digit)) & 63;
+            text.push(if digit <= three.len() { char::from(DIGITS[value as usize]) } else { '=' });
+        }
+    }
+    text
+}
