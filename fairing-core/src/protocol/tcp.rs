@@ -929,34 +929,8 @@ mod tests {
         exchange_at_once(near, far, 8 << 20);
     }
 
-    #[test]
-    fn what_a_peer_does_not_take_yet_is_neither_lost_nor_sent_twice() {
-        let (mut near, mut far, _) = pair_in_memory();
-        greet(&mut near, &mut far);
-        let sent = bytes(0, 3 << 20);
-        let full = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let patience = |waited| {
-                    full.store(true, Ordering::Release);
-                    at_most(STALL)(waited)
-                };
-                near.write_all(&sent, &patience).unwrap();
-            });
-            while !full.load(Ordering::Acquire) {
-                std::thread::sleep(TICK / 20);
-            }
-            let mut received = vec![0; sent.len()];
-            far.read_exact(&mut received, &at_most(STALL)).unwrap();
-            assert!(received == sent);
-        });
-    }
-
-    #[test]
-    fn a_writer_that_waits_is_ended_by_a_shutdown() {
-        let (mut near, mut far, _) = pair_in_memory();
-        greet(&mut near, &mut far);
-        let handle = near.try_clone().unwrap();
+    /// Sends `count` bytes from `near`, which nobody takes; calls `then` when that is noticed. Returns how the writing went.
+    fn send_untaken(mut near: Connection, count: usize, then: impl FnOnce()) -> Result<Connection, ConnectionError> {
         let full = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let full = &full;
@@ -965,14 +939,35 @@ mod tests {
                     full.store(true, Ordering::Release);
                     at_most(STALL)(waited)
                 };
-                near.write_all(&bytes(0, 3 << 20), &patience).unwrap_err()
+                near.write_all(&bytes(0, count), &patience).map(|()| near)
             });
-            while !full.load(Ordering::Acquire) {
+            while !full.load(Ordering::Acquire) && !writing.is_finished() {
                 std::thread::sleep(TICK / 20);
             }
-            handle.shutdown();
-            assert!(matches!(writing.join().unwrap(), ConnectionError::Broken(_)));
-        });
+            then();
+            writing.join().unwrap()
+        })
+    }
+
+    #[test]
+    fn what_a_peer_does_not_take_yet_is_neither_lost_nor_sent_twice() {
+        // The second one fits into memory, and with what is added by encrypting it does not.
+        for count in [3 << 20, 256 << 10] {
+            let (mut near, mut far, _) = pair_in_memory();
+            greet(&mut near, &mut far);
+            let mut received = vec![0; count];
+            let near = send_untaken(near, count, || far.read_exact(&mut received, &at_most(STALL)).unwrap());
+            assert!(near.is_ok() && received == bytes(0, count));
+        }
+    }
+
+    #[test]
+    fn a_writer_that_waits_is_ended_by_a_shutdown() {
+        let (mut near, mut far, _) = pair_in_memory();
+        greet(&mut near, &mut far);
+        let handle = near.try_clone().unwrap();
+        let ended = send_untaken(near, 3 << 20, || handle.shutdown());
+        assert!(matches!(ended, Err(ConnectionError::Broken(_))));
     }
 
     #[test]
