@@ -20,6 +20,10 @@ pub(crate) const HEARTBEAT: Duration = LEASE.checked_div(10).expect("ten is not 
 /// How often a worker reports metrics and progress while it trains.
 pub(crate) const REPORT: Duration = LEASE.checked_div(100).expect("a hundred is not zero");
 
+/// How long one attempt to connect to another machine may take, and before it the resolution of its name. Enough for the first
+/// packet to be lost and sent again, which happens after a second; the next attempt may find another address.
+pub(crate) const CONNECT: Duration = LEASE.checked_div(4).expect("four is not zero");
+
 /// How long the other end of a connection may take to accept it and say hello.
 pub(crate) const HELLO: Duration = LEASE;
 
@@ -58,6 +62,7 @@ const _: () = {
     assert!(HEARTBEAT.as_millis() * 3 < LEASE.as_millis());
     assert!(FAREWELL.as_millis() < LEASE.as_millis());
     assert!(FAREWELL.as_millis() < GRACE.as_millis());
+    assert!(CONNECT.as_millis() * 2 < RECONNECT.as_millis());
     assert!(RECONNECT.as_millis() < STALL.as_millis());
     assert!(LEASE.as_millis() < STALL.as_millis());
     assert!(STALL.as_millis() < WORST_LOSS.as_millis());

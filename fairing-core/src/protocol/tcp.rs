@@ -13,15 +13,11 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
-use super::deadline::{LEASE, TICK};
+use super::deadline::{CONNECT, TICK};
 use super::transport::{Listener, Stream, Transport, accept_within, wrong_address};
 use crate::secure::identity::{Identity, IdentityError};
 use crate::secure::tls::{Settings, is};
 use crate::topology::{Address, Member};
-
-/// How long one attempt to connect may take, and how long a name may take to be resolved. Enough for the first packet to be
-/// lost and sent again, which happens after a second; more is for the next attempt, which may find another address.
-const ATTEMPT: Duration = LEASE.checked_div(4).expect("four is not zero");
 
 /// Connections that wait to be accepted: all replicas of a large run at once.
 const BACKLOG: i32 = 1024;
@@ -108,17 +104,17 @@ fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     let not_found = |reason: &dyn std::fmt::Display| {
         io::Error::new(io::ErrorKind::NotFound, format!("cannot resolve the name `{host}`: {reason}"))
     };
-    match finding.recv_timeout(ATTEMPT) {
+    match finding.recv_timeout(CONNECT) {
         Ok(Ok(addresses)) if !addresses.is_empty() => Ok(addresses),
         Ok(Ok(_)) => Err(not_found(&"it has no address")),
         Ok(Err(error)) => Err(not_found(&error)),
-        Err(_) => Err(not_found(&format_args!("no answer within {} ms", ATTEMPT.as_millis()))),
+        Err(_) => Err(not_found(&format_args!("no answer within {} ms", CONNECT.as_millis()))),
     }
 }
 
 /// Connects to the first of `addresses` that answers.
 fn connect(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
-    let most = ATTEMPT / addresses.len() as u32;
+    let most = CONNECT / addresses.len() as u32;
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for address in addresses {
         match TcpStream::connect_timeout(&address, most) {
@@ -459,8 +455,16 @@ fn take(tls: &mut rustls::Connection, outgoing: &mut Outgoing) {
     }
 }
 
+/// In words for whoever looks for the reason of a run's end.
 fn refused(error: &rustls::Error) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, error.clone())
+    let message = match error {
+        rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => {
+            format!("the other end is not whom it should be, or of another run ({error})")
+        }
+        rustls::Error::AlertReceived(_) => format!("the other end does not accept this one ({error})"),
+        error => error.to_string(),
+    };
+    io::Error::new(io::ErrorKind::InvalidData, message)
 }
 
 impl Read for TlsStream {
@@ -718,13 +722,14 @@ mod tests {
         let quiet = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let (mut answers, mut to_client) = (other.try_clone().unwrap(), near.try_clone().unwrap());
-            scope.spawn(move || relay(&mut answers, &mut to_client, |_| {}));
+            scope.spawn(move || relay(&mut answers, &mut to_client, |bytes| bytes.len()));
             let quiet = &quiet;
             scope.spawn(move || {
                 relay(&mut near, &mut other, |bytes| {
                     if quiet.load(Ordering::Acquire) {
                         *bytes.last_mut().unwrap() ^= 1;
                     }
+                    bytes.len()
                 });
             });
             greet(&mut client, &mut far);
@@ -737,25 +742,108 @@ mod tests {
         });
     }
 
-    /// Carries bytes until one end is closed.
-    fn relay(from: &mut dyn Read, to: &mut dyn Write, change: impl Fn(&mut [u8])) {
+    /// What somebody in the middle does with bytes, told how many have gone before: how many go on.
+    type Meddle<'a> = &'a (dyn Fn(usize, &mut [u8]) -> usize + Sync);
+
+    fn leave(_: usize, bytes: &mut [u8]) -> usize {
+        bytes.len()
+    }
+
+    /// Lets two ends greet each other through somebody who meddles with what is said and with what is answered. Returns who
+    /// was sure to have met the other one.
+    fn meet(settings: &[Settings; 2], most: Duration, said: Meddle<'_>, answered: Meddle<'_>) -> [bool; 2] {
+        let ((near, near_line), (far_line, far)) = (memory_pair(), memory_pair());
+        let near = TlsStream::open(Box::new(near), settings[0].connect(SERVER.into()).unwrap()).unwrap();
+        let far = TlsStream::open(Box::new(far), settings[1].accept().unwrap()).unwrap();
+        let lines = [&near_line, &far_line].map(|line| [line.try_clone().unwrap(), line.try_clone().unwrap()]);
+        let [[mut from_near, mut to_near], [mut from_far, mut to_far]] = lines;
+        let greet = |end: &mut Connection, other| {
+            let met = end.write_all(&[7], &at_most(most)).and_then(|()| end.read_exact(&mut [0], &at_most(most)));
+            assert!(met.is_err() || end.is(other));
+            if met.is_err() {
+                end.shutdown();
+            }
+            met.is_ok()
+        };
+        let (mut near, mut far) = (Connection::new(near), Connection::new(far));
+        std::thread::scope(|scope| {
+            for (from, to, meddle) in [(&mut from_near, &mut to_far, said), (&mut from_far, &mut to_near, answered)] {
+                scope.spawn(move || {
+                    let mut before = 0;
+                    relay(from, to, |bytes| {
+                        let passed = meddle(before, bytes);
+                        before += bytes.len();
+                        passed
+                    });
+                    from.shutdown();
+                    to.shutdown();
+                });
+            }
+            let meeting = scope.spawn(|| greet(&mut near, SERVER.into()));
+            let met = [greet(&mut far, worker()), meeting.join().unwrap()];
+            [&near_line, &far_line].into_iter().for_each(Stream::shutdown);
+            met
+        })
+    }
+
+    fn two_ends() -> [Settings; 2] {
+        let run = Meeting::new("test");
+        [worker(), SERVER.into()].map(|member| Settings::new(&run.identity(member)).unwrap())
+    }
+
+    #[test]
+    fn a_handshake_that_is_cut_anywhere_is_an_error_at_both_ends() {
+        let ends = two_ends();
+        assert_eq!(meet(&ends, STALL, &leave, &leave), [true, true]);
+        for place in (0..600).step_by(23) {
+            let cut = |before: usize, bytes: &mut [u8]| bytes.len().min(place - before);
+            assert_eq!(meet(&ends, STALL, &cut, &leave), [false, false], "cut at byte {place}");
+            assert_eq!(meet(&ends, STALL, &leave, &cut), [false, false], "cut at byte {place} of the answer");
+        }
+    }
+
+    #[test]
+    fn nobody_is_taken_for_another_whatever_is_changed_on_the_way() {
+        let ends = two_ends();
+        let mut noticed = 0;
+        // A length that was changed makes an end wait for more than there is.
+        let most = TICK;
+        for place in (0..600usize).step_by(31) {
+            let change = |before: usize, bytes: &mut [u8]| {
+                if let Some(byte) = place.checked_sub(before).and_then(|at| bytes.get_mut(at)) {
+                    *byte ^= 0x10;
+                }
+                bytes.len()
+            };
+            for met in [meet(&ends, most, &change, &leave), meet(&ends, most, &leave, &change)] {
+                noticed += usize::from(met != [true, true]);
+            }
+        }
+        // Some bytes say nothing: the version in a record's head, for one.
+        assert!(noticed > 30, "{noticed} of 40");
+    }
+
+    /// Carries bytes until one end is closed, or `pass` lets only some of them through.
+    fn relay(from: &mut dyn Read, to: &mut dyn Write, mut pass: impl FnMut(&mut [u8]) -> usize) {
         let mut bytes = vec![0; 5000];
         loop {
-            match from.read(&mut bytes) {
+            let count = match from.read(&mut bytes) {
                 Ok(0) => return,
-                Ok(count) => {
-                    change(&mut bytes[..count]);
-                    let mut rest = &bytes[..count];
-                    while !rest.is_empty() {
-                        match to.write(rest) {
-                            Ok(count) => rest = &rest[count..],
-                            Err(error) if passes(&error) => {}
-                            Err(_) => return,
-                        }
-                    }
-                }
-                Err(error) if passes(&error) => {}
+                Ok(count) => count,
+                Err(error) if passes(&error) => continue,
                 Err(_) => return,
+            };
+            let passed = pass(&mut bytes[..count]);
+            let mut rest = &bytes[..passed];
+            while !rest.is_empty() {
+                match to.write(rest) {
+                    Ok(count) => rest = &rest[count..],
+                    Err(error) if passes(&error) => {}
+                    Err(_) => return,
+                }
+            }
+            if passed < count {
+                return;
             }
         }
     }
@@ -772,8 +860,8 @@ mod tests {
         let mut near = Connection::new(over(Box::new(near), &run.identity(Member::Caller), SERVER.into()).unwrap());
         std::thread::scope(|scope| {
             let (mut answers, mut back) = (TcpStream::try_clone(&socket).unwrap(), relayed.try_clone().unwrap());
-            scope.spawn(move || relay(&mut answers, &mut back, |_| {}));
-            scope.spawn(move || relay(&mut relayed, &mut socket, |_| {}));
+            scope.spawn(move || relay(&mut answers, &mut back, |bytes| bytes.len()));
+            scope.spawn(move || relay(&mut relayed, &mut socket, |bytes| bytes.len()));
             greet(&mut near, &mut far);
             assert!(near.is(SERVER.into()) && far.is(Member::Caller));
             greet(&mut far, &mut near);
@@ -841,34 +929,8 @@ mod tests {
         exchange_at_once(near, far, 8 << 20);
     }
 
-    #[test]
-    fn what_a_peer_does_not_take_yet_is_neither_lost_nor_sent_twice() {
-        let (mut near, mut far, _) = pair_in_memory();
-        greet(&mut near, &mut far);
-        let sent = bytes(0, 3 << 20);
-        let full = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let patience = |waited| {
-                    full.store(true, Ordering::Release);
-                    at_most(STALL)(waited)
-                };
-                near.write_all(&sent, &patience).unwrap();
-            });
-            while !full.load(Ordering::Acquire) {
-                std::thread::sleep(TICK / 20);
-            }
-            let mut received = vec![0; sent.len()];
-            far.read_exact(&mut received, &at_most(STALL)).unwrap();
-            assert!(received == sent);
-        });
-    }
-
-    #[test]
-    fn a_writer_that_waits_is_ended_by_a_shutdown() {
-        let (mut near, mut far, _) = pair_in_memory();
-        greet(&mut near, &mut far);
-        let handle = near.try_clone().unwrap();
+    /// Sends `count` bytes from `near`, which nobody takes; calls `then` when that is noticed. Returns how the writing went.
+    fn send_untaken(mut near: Connection, count: usize, then: impl FnOnce()) -> Result<Connection, ConnectionError> {
         let full = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let full = &full;
@@ -877,14 +939,35 @@ mod tests {
                     full.store(true, Ordering::Release);
                     at_most(STALL)(waited)
                 };
-                near.write_all(&bytes(0, 3 << 20), &patience).unwrap_err()
+                near.write_all(&bytes(0, count), &patience).map(|()| near)
             });
-            while !full.load(Ordering::Acquire) {
+            while !full.load(Ordering::Acquire) && !writing.is_finished() {
                 std::thread::sleep(TICK / 20);
             }
-            handle.shutdown();
-            assert!(matches!(writing.join().unwrap(), ConnectionError::Broken(_)));
-        });
+            then();
+            writing.join().unwrap()
+        })
+    }
+
+    #[test]
+    fn what_a_peer_does_not_take_yet_is_neither_lost_nor_sent_twice() {
+        // The second one fits into memory, and with what is added by encrypting it does not.
+        for count in [3 << 20, 256 << 10] {
+            let (mut near, mut far, _) = pair_in_memory();
+            greet(&mut near, &mut far);
+            let mut received = vec![0; count];
+            let near = send_untaken(near, count, || far.read_exact(&mut received, &at_most(STALL)).unwrap());
+            assert!(near.is_ok() && received == bytes(0, count));
+        }
+    }
+
+    #[test]
+    fn a_writer_that_waits_is_ended_by_a_shutdown() {
+        let (mut near, mut far, _) = pair_in_memory();
+        greet(&mut near, &mut far);
+        let handle = near.try_clone().unwrap();
+        let ended = send_untaken(near, 3 << 20, || handle.shutdown());
+        assert!(matches!(ended, Err(ConnectionError::Broken(_))));
     }
 
     #[test]
