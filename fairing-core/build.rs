@@ -1,4 +1,4 @@
-//! Tells the library how it is compiled: the optimisation level and the compiler's version.
+//! Tells the library how it is compiled: the optimisation level, the compiler's version, and whether for this processor only.
 
 use std::process::Command;
 
@@ -10,4 +10,8 @@ fn main() {
     let version = Command::new(rustc).arg("--version").output().ok();
     let version = version.and_then(|output| String::from_utf8(output.stdout).ok()).unwrap_or_default();
     println!("cargo::rustc-env=FAIRING_RUSTC={}", version.trim());
+    println!("cargo::rerun-if-env-changed=CARGO_ENCODED_RUSTFLAGS");
+    let flags = std::env::var("CARGO_ENCODED_RUSTFLAGS").unwrap_or_default();
+    let is_native = flags.split(['\x1f', ' ']).any(|flag| flag.ends_with("target-cpu=native"));
+    println!("cargo::rustc-env=FAIRING_NATIVE_PROCESSOR={is_native}");
 }

@@ -13,3 +13,9 @@ pub(crate) fn rustc() -> Option<String> {
 pub(crate) fn burn() -> Option<String> {
     cfg!(feature = "burn").then(|| "0.22.1".to_owned())
 }
+
+/// Whether the program is compiled with `target-cpu=native`, so that another machine's processor may not run it.
+#[cfg(feature = "image")]
+pub(crate) fn is_for_native_processor() -> bool {
+    env!("FAIRING_NATIVE_PROCESSOR") == "true"
+}

@@ -4,11 +4,26 @@
 //! nothing. Everything is deterministic: the digest is a function of the bytes and of the configuration alone. Nothing here
 //! talks to a registry or an engine; [`crate::registry`] and [`crate::launch`] do.
 
+pub mod append;
+pub mod archive;
+pub mod cache;
+mod compress;
+mod content;
+mod elf;
+pub mod executable;
+pub mod layer;
+pub mod libraries;
+mod loader_cache;
+mod notice;
+pub mod static_build;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+pub use notice::Notice;
 
 /// Media type of an image manifest.
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
