@@ -84,6 +84,8 @@ pub struct Settings {
     pub title: Option<String>,
     /// Annotation `revision`: the commit that the program was built from.
     pub revision: Option<String>,
+    /// Further labels of the image; they win over a base's.
+    pub labels: BTreeMap<String, String>,
 }
 
 impl Settings {
@@ -109,12 +111,9 @@ pub fn assemble(
     settings: &Settings,
 ) -> Result<Image, AppendError> {
     let labels = annotations(base, settings);
-    let config = match base {
-        Some(base) => base_config(base, architecture)?,
-        None => empty_config(architecture),
-    };
     let diff_ids: Vec<_> = layers.iter().map(|layer| (layer.name, layer.diff_id.clone())).collect();
-    let config = blob_of(CONFIG, complete(config, &diff_ids, settings, &labels, base.is_some()));
+    let (config, _) = configuration(base, &diff_ids, architecture, settings)?;
+    let config = blob_of(CONFIG, config);
 
     let base_layers = base.map(|base| base.layers.iter().map(|layer| oci_layer(base, layer))).into_iter().flatten();
     let mut blobs: Vec<Blob> = base_layers.collect::<Result<_, _>>()?;
@@ -131,13 +130,29 @@ pub fn assemble(
     Ok(Image { architecture, descriptor, manifest, config, layers: blobs })
 }
 
-/// The configuration of an image of these layers alone.
-pub(super) fn config_on_nothing(
+/// The configuration of the image with these layers on `base` or on nothing, and the digests of all its layers.
+pub(super) fn configuration(
+    base: Option<&Base>,
     layers: &[(LayerName, Digest)],
     architecture: Architecture,
     settings: &Settings,
-) -> Vec<u8> {
-    complete(empty_config(architecture), layers, settings, &annotations(None, settings), false)
+) -> Result<(Vec<u8>, Vec<Digest>), AppendError> {
+    let config = match base {
+        Some(base) => base_config(base, architecture)?,
+        None => empty_config(architecture),
+    };
+    let mut diff_ids = Vec::new();
+    for diff_id in config["rootfs"]["diff_ids"].as_array().into_iter().flatten() {
+        let diff_id = diff_id.as_str().and_then(|text| text.parse().ok());
+        let broken = || {
+            let base = base.map(|base| base.reference.clone()).unwrap_or_default();
+            AppendError::Broken { base, what: "a layer's digest is none" }
+        };
+        diff_ids.push(diff_id.ok_or_else(broken)?);
+    }
+    diff_ids.extend(layers.iter().map(|(_, diff_id)| diff_id.clone()));
+    let config = complete(config, layers, settings, &annotations(base, settings), base.is_some());
+    Ok((config, diff_ids))
 }
 
 fn empty_config(architecture: Architecture) -> Value {
@@ -261,7 +276,7 @@ fn set_process(process: &mut Value, settings: &Settings, labels: &BTreeMap<Strin
     process.insert("WorkingDir".to_owned(), PROGRAM_FOLDER.into());
     let old_labels = process.remove("Labels");
     let mut all: Map<String, Value> = old_labels.as_ref().and_then(Value::as_object).cloned().unwrap_or_default();
-    all.extend(labels.iter().map(|(name, value)| (name.clone(), value.clone().into())));
+    all.extend(labels.iter().chain(&settings.labels).map(|(name, value)| (name.clone(), value.clone().into())));
     process.insert("Labels".to_owned(), Value::Object(all));
 }
 

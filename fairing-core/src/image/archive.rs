@@ -7,45 +7,61 @@ use std::io::Write;
 
 use serde_json::json;
 
-use super::append::{Settings, config_on_nothing};
+use super::append::{AppendError, Base, Settings, configuration};
 use super::content::StreamError;
 use super::layer::{Layer, LayerName};
 use super::{Architecture, Digest};
+
+/// Failure to prepare an archive. Returned by [`Archive::new`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ArchiveError {
+    /// What goes into a layer cannot be read.
+    #[error("cannot pack the {layer}")]
+    Layer {
+        /// The layer.
+        layer: LayerName,
+        /// The reason.
+        source: StreamError,
+    },
+    /// The layers cannot be put on the base.
+    #[error(transparent)]
+    Append(#[from] AppendError),
+}
 
 /// An image that can be loaded.
 #[derive(Debug)]
 pub struct Archive<'a> {
     image_id: Digest,
     config: Vec<u8>,
-    manifest: Vec<u8>,
-    layers: Vec<(&'a Layer, String)>,
+    /// Of all layers, also those of the base.
+    diff_ids: Vec<Digest>,
+    layers: &'a [Layer],
 }
 
 impl<'a> Archive<'a> {
-    /// The image with `layers`, the lowest first, called `tags` in the engine. Reads all that goes into the layers.
+    /// The image with `layers`, the lowest first, on `base` or on nothing. Reads all that goes into the layers.
     ///
     /// # Errors
     ///
-    /// [`StreamError`].
+    /// [`ArchiveError`].
     pub fn new(
+        base: Option<&Base>,
         layers: &'a [Layer],
         architecture: Architecture,
         settings: &Settings,
-        tags: &[String],
-    ) -> Result<Self, StreamError> {
-        let diff_ids: Vec<(LayerName, Digest)> = std::thread::scope(|scope| {
+    ) -> Result<Self, ArchiveError> {
+        let own: Vec<(LayerName, Digest)> = std::thread::scope(|scope| {
             let hashing: Vec<_> = layers.iter().map(|layer| (layer, scope.spawn(|| layer.diff_id()))).collect();
-            let hashed = hashing
-                .into_iter()
-                .map(|(layer, thread)| Ok((layer.name(), thread.join().expect("hashing a layer does not panic")?)));
-            hashed.collect::<Result<_, StreamError>>()
+            let hashed = hashing.into_iter().map(|(layer, thread)| {
+                let diff_id = thread.join().expect("hashing a layer does not panic");
+                let layer = layer.name();
+                Ok((layer, diff_id.map_err(|source| ArchiveError::Layer { layer, source })?))
+            });
+            hashed.collect::<Result<_, ArchiveError>>()
         })?;
-        let config = config_on_nothing(&diff_ids, architecture, settings);
-        let image_id = Digest::of(&config);
-        let names: Vec<String> = diff_ids.iter().map(|(_, diff_id)| format!("{}.tar", diff_id.hex())).collect();
-        let manifest = json!([{ "Config": config_name(&image_id), "RepoTags": tags, "Layers": names }]).to_string();
-        let layers = layers.iter().zip(names).collect();
-        Ok(Self { image_id, config, manifest: manifest.into_bytes(), layers })
+        let (config, diff_ids) = configuration(base, &own, architecture, settings)?;
+        Ok(Self { image_id: Digest::of(&config), config, diff_ids, layers })
     }
 
     /// What the engine calls the image.
@@ -53,25 +69,64 @@ impl<'a> Archive<'a> {
         &self.image_id
     }
 
-    /// Writes the archive.
+    /// The image's configuration, byte by byte.
+    pub fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    /// The layers that are put on the base, the lowest first.
+    pub fn layers(&self) -> &'a [Layer] {
+        self.layers
+    }
+
+    /// The SHA-256 of every layer's uncompressed archive, the lowest layer first, those of the base included.
+    pub fn diff_ids(&self) -> &[Digest] {
+        &self.diff_ids
+    }
+
+    /// How many layers are the base's.
+    pub fn base_layers_count(&self) -> usize {
+        self.diff_ids.len() - self.layers.len()
+    }
+
+    /// Number of bytes that [`Archive::write_to`] writes for the layers.
+    pub fn size_bytes(&self, left_out: usize) -> u64 {
+        self.sent(left_out).map(|(layer, _)| layer.size_bytes()).sum()
+    }
+
+    /// Writes the archive, in which the image is called `tag`.
+    ///
+    /// Of the lowest layers, `left_out` are only named, because the engine has them; those of the base always are.
     ///
     /// # Errors
     ///
     /// [`StreamError`]. A file that keeps its size and changes its bytes meanwhile makes the engine refuse the archive,
     /// since the layer is then not the one that the configuration names.
-    pub fn write_to(&self, to: &mut dyn Write) -> Result<(), StreamError> {
-        write_bytes(to, "manifest.json", &self.manifest)?;
+    pub fn write_to(&self, tag: &str, left_out: usize, to: &mut dyn Write) -> Result<(), StreamError> {
+        let names: Vec<String> = self.diff_ids.iter().map(layer_name).collect();
+        let manifest = json!([{ "Config": config_name(&self.image_id), "RepoTags": [tag], "Layers": names }]);
+        write_bytes(to, "manifest.json", manifest.to_string().as_bytes())?;
         write_bytes(to, &config_name(&self.image_id), &self.config)?;
-        for (layer, name) in &self.layers {
-            to.write_all(header(name, layer.size_bytes()).as_bytes()).map_err(StreamError::Write)?;
+        for (layer, diff_id) in self.sent(left_out) {
+            let header = header(&layer_name(diff_id), layer.size_bytes());
+            to.write_all(header.as_bytes()).map_err(StreamError::Write)?;
             layer.write_to(to)?;
         }
         to.write_all(&[0; 1024]).map_err(StreamError::Write)
+    }
+
+    fn sent(&self, left_out: usize) -> impl Iterator<Item = (&'a Layer, &Digest)> {
+        let base = self.base_layers_count();
+        self.layers.iter().zip(&self.diff_ids[base..]).skip(left_out.saturating_sub(base))
     }
 }
 
 fn config_name(image_id: &Digest) -> String {
     format!("{}.json", image_id.hex())
+}
+
+fn layer_name(diff_id: &Digest) -> String {
+    format!("{}.tar", diff_id.hex())
 }
 
 fn header(name: &str, size: u64) -> tar::Header {

@@ -4,7 +4,12 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "replicas speak by lines, the test to its caller")]
 
+macro_rules! tests {
+    ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name as fn())),*] };
+}
+
 mod engine;
+mod images;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -45,10 +50,6 @@ fn main() {
 
 // The test's own harness.
 
-macro_rules! tests {
-    ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name as fn())),*] };
-}
-
 const TESTS: &[(&str, fn())] = tests![
     lines_and_exits_come_back,
     bare_image_has_what_a_program_needs,
@@ -67,7 +68,7 @@ const TESTS: &[(&str, fn())] = tests![
 fn run_tests(arguments: &[String]) {
     let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
     let chosen = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
-    let chosen: Vec<_> = TESTS.iter().filter(|(name, _)| chosen(name)).collect();
+    let chosen: Vec<_> = TESTS.iter().chain(images::TESTS).filter(|(name, _)| chosen(name)).collect();
     if arguments.iter().any(|argument| argument == "--list") {
         chosen.iter().for_each(|(name, _)| println!("{name}: test"));
         return;
@@ -216,10 +217,18 @@ impl Run {
     }
 
     fn with(run: &str, topology: Topology, behaviour: &str, limits: RoleLimits, payload: Vec<u8>) -> Self {
-        let host = std::env::var("DOCKER_HOST").unwrap_or_else(|_| with_engine(Engine::host));
-        let env = BTreeMap::from([("DOCKER_HOST".to_owned(), host)]);
-        let connection = Connection::connect(&env).unwrap();
-        let launcher = DockerLauncher::new(connection, IMAGE.to_owned(), limits);
+        Self::of_image(IMAGE, run, topology, behaviour, limits, payload)
+    }
+
+    fn of_image(
+        image: &str,
+        run: &str,
+        topology: Topology,
+        behaviour: &str,
+        limits: RoleLimits,
+        payload: Vec<u8>,
+    ) -> Self {
+        let launcher = DockerLauncher::new(connect(), image.to_owned(), limits);
         let servers = launcher.addresses(&topology);
         let placement = |replica| Placement {
             run: run.into(),
@@ -271,6 +280,12 @@ impl Run {
         }
         (lines, exits)
     }
+}
+
+/// fairing's connection to the engine.
+fn connect() -> Connection {
+    let host = std::env::var("DOCKER_HOST").unwrap_or_else(|_| with_engine(Engine::host));
+    Connection::connect(&BTreeMap::from([("DOCKER_HOST".to_owned(), host)])).unwrap()
 }
 
 /// A name for a run that no other test has.

@@ -17,7 +17,7 @@ const ROLE_LABEL: &str = "fairing.dev/role";
 /// Label with the rank of a replica.
 const RANK_LABEL: &str = "fairing.dev/rank";
 /// Label that says who made something.
-const MANAGER_LABEL: (&str, &str) = ("app.kubernetes.io/managed-by", "fairing");
+pub(super) const MANAGER_LABEL: (&str, &str) = ("app.kubernetes.io/managed-by", "fairing");
 
 /// Port of every server. Nothing is published: the containers of a run have a network of their own.
 pub(super) const PORT: u16 = 7070;

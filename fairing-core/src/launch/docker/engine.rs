@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bollard::models::SystemInfo;
 use bollard::{API_DEFAULT_VERSION, Docker};
 
 use crate::config::Env;
@@ -102,6 +103,7 @@ pub struct Engine {
     address: String,
     cores: u32,
     architecture: String,
+    takes_parts: bool,
 }
 
 impl fmt::Debug for Engine {
@@ -152,6 +154,7 @@ impl Engine {
             docker,
             address,
             cores,
+            takes_parts: takes_parts(&info),
             architecture: info.architecture.unwrap_or_default(),
         })
     }
@@ -171,6 +174,11 @@ impl Engine {
         &self.architecture
     }
 
+    /// Whether an image may be loaded without the layers that the engine has.
+    pub(super) fn takes_parts(&self) -> bool {
+        self.takes_parts
+    }
+
     pub(super) fn docker(&self) -> &Docker {
         &self.docker
     }
@@ -187,6 +195,13 @@ impl Engine {
     ) -> Result<T, EngineError> {
         self.reactor.wait(in_time(action, request))
     }
+}
+
+/// Docker's own store takes an image of which it has some layers. Its newer one, containerd's, says its type, and wants all of
+/// it; so does Podman, whose driver has a name that is none of Docker's.
+fn takes_parts(info: &SystemInfo) -> bool {
+    let is_containerd = info.driver_status.iter().flatten().flatten().any(|word| word == "driver-type");
+    !is_containerd && info.driver.as_deref() == Some("overlay2")
 }
 
 /// The answer to a request, within [`CALL`].
@@ -214,7 +229,8 @@ pub(super) fn refused(action: &str, error: &bollard::errors::Error) -> EngineErr
 
 /// An error with its causes, without the library's own frame around what the engine said.
 pub(super) fn words(error: &bollard::errors::Error) -> String {
-    if let bollard::errors::Error::DockerResponseServerError { message, .. } = error {
+    use bollard::errors::Error::{DockerResponseServerError, DockerStreamError};
+    if let DockerResponseServerError { message, .. } | DockerStreamError { error: message } = error {
         return message.clone();
     }
     let error: &dyn std::error::Error = error;

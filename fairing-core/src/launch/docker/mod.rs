@@ -3,7 +3,8 @@
 //! ```text
 //! engine      finding the engine; calls with deadlines; what is wrong with it in words
 //! container   what is created, as values
-//! image       handing the image to the engine
+//! load        handing the image to the engine
+//! stream      requests with a body and an answer of any length
 //! way         to the coordinator, by a relay that the engine starts beside it
 //! guardian    removes what a dead launcher leaves behind
 //! sweep       finds what is left of earlier runs
@@ -17,6 +18,7 @@ mod container;
 mod engine;
 mod guardian;
 mod load;
+mod stream;
 mod way;
 
 use std::collections::HashMap;
@@ -46,6 +48,7 @@ use crate::topology::{Address, Placement, Replica, Topology};
 
 pub use container::{Limits, RoleLimits, addresses, describe};
 pub use engine::{Engine, EngineError};
+pub use load::{LoadError, LoadProgress, Loaded, PROGRAM_LABEL, image_labels};
 
 use container::RUN_LABEL;
 use engine::in_time;
