@@ -105,6 +105,8 @@ pub mod __private;
 pub use config::LaunchOptions;
 pub use fairing_macros::distributed_training;
 pub use protocol::failure::{Failure, FailureKind};
+#[cfg(feature = "docker")]
+pub use run::ImageError;
 pub use run::{Outcome, OutcomeError, Run, RunError, TrainError, Trained, in_replica};
 pub use runtime::data;
 pub use runtime::{Gradient, Model, Worker};

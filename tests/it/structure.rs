@@ -32,17 +32,7 @@ const ARROWS: [(&str, &[&str]); 18] = [
     ("protocol", &["observe", "secure", "topology"]),
     (
         "launch",
-        &[
-            "config::Env",
-            "config::ProcessEnv",
-            "exit",
-            "image",
-            "lifeline",
-            "observe",
-            "reactor",
-            "relay",
-            "topology",
-        ],
+        &["config::Env", "config::ProcessEnv", "exit", "image", "lifeline", "observe", "reactor", "relay", "topology"],
     ),
     ("runtime", &["config::Env", "config::ProcessEnv", "observe", "protocol", "topology"]),
     (

@@ -9,25 +9,27 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::target::limits;
 use crate::config::{Config, Env as _, Link, ProcessEnv};
 use crate::image::append::{self, AppendError, ImagePlan};
-use crate::image::archive::Archive;
+use crate::image::archive::{Archive, ArchiveError};
 use crate::image::cache::{Cache, CacheError};
 use crate::image::executable::{Program, ProgramError};
 use crate::image::layer::{Layer, LayerError};
 use crate::image::libraries::{Libraries, LibrariesError};
 use crate::image::static_build::{Origin, StaticBuild, StaticBuildError};
-use crate::image::{Architecture, Digest, Image, Notice, StreamError};
-use crate::launch::docker::{Engine, EngineError, RoleLimits};
+use crate::image::{Architecture, Digest, Image, Notice};
+use crate::launch::docker::{Engine, EngineError, LoadError, LoadProgress, RoleLimits, image_labels};
 use crate::observe::terminal::View;
 use crate::reactor::Reactor;
 use crate::registry::{
-    Base, BaseError, Client, ClientError, Keychain, Push, PushError, Reference, ReferenceError, Repository, Settings,
+    Base, BaseError, Client, ClientError, Keychain, Progress, Push, PushError, Reference, ReferenceError, Repository,
+    Settings,
 };
 
 /// Where the data folder is in an image.
@@ -73,6 +75,12 @@ pub enum ImageError {
     /// The engine failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The image cannot be packed for the engine.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// The engine does not take the image.
+    #[error(transparent)]
+    Load(#[from] LoadError),
     /// Images are not built for this processor.
     #[error("this program is for {found}, and images are built for amd64 and arm64")]
     NoArchitecture {
@@ -82,9 +90,6 @@ pub enum ImageError {
     /// There are no root certificates to be shipped.
     #[error("this machine has no file of root certificates (install Debian's ca-certificates, or set SSL_CERT_FILE)")]
     NoRootCertificates,
-    /// A layer could not be read again.
-    #[error(transparent)]
-    Stream(StreamError),
     /// No thread could be started for talking to a registry.
     #[error("cannot start the threads that talk to the registry")]
     Reactor(#[source] std::io::Error),
@@ -104,8 +109,8 @@ enum Goods {
     Finished(Reference),
     /// An image for a registry: one for each architecture, on a base or on nothing.
     Pushed { repository: Repository, built: Vec<Built>, base: Option<Repository> },
-    /// Layers for the engine.
-    Loaded { layers: Vec<Layer>, architecture: Architecture, settings: append::Settings },
+    /// Layers for the engine, on a base or on nothing.
+    Loaded { program: String, layers: Vec<Layer>, architecture: Architecture, base: Option<Base> },
 }
 
 /// An image for one architecture, and what it was made of.
@@ -118,9 +123,13 @@ impl Shipment {
     /// Packs the program and what goes with it.
     pub(super) fn pack(config: &Config, manifest: &Path, view: &mut dyn View) -> Result<Self, ImageError> {
         let wanted = &config.image;
-        let settings =
-            Settings { registry_ca: wanted.registry_ca.clone(), plain_http: wanted.plain_http.clone() };
-        let shipment = |goods| Self { goods, limits: limits(config), has_data: config.data_dir.is_some(), settings: settings.clone() };
+        let settings = Settings { registry_ca: wanted.registry_ca.clone(), plain_http: wanted.plain_http.clone() };
+        let shipment = |goods| Self {
+            goods,
+            limits: limits(config),
+            has_data: config.data_dir.is_some(),
+            settings: settings.clone(),
+        };
         if let Some(finished) = &wanted.finished {
             return Ok(shipment(Goods::Finished(finished.parse()?)));
         }
@@ -128,16 +137,18 @@ impl Shipment {
         let reference = wanted.base.as_deref().map(str::parse::<Reference>).transpose()?;
         let packing = Packing { config, manifest, is_on_base: reference.is_some() };
         let architectures = packing.architectures()?;
-        let Some(repository) = repository else {
-            let (program, layers) = packing.layers(architectures[0], view)?;
-            let settings = append::Settings::of_program(program.name());
-            return Ok(shipment(Goods::Loaded { layers, architecture: program.architecture(), settings }));
-        };
-        let cache = Cache::open(&config.cache)?;
         let bases = match &reference {
             None => vec![None; architectures.len()],
             Some(reference) => fetch_bases(&settings, reference, &architectures)?.into_iter().map(Some).collect(),
         };
+        let Some(repository) = repository else {
+            // Several architectures without a repository are refused with the configuration.
+            let (architecture, base) = (architectures[0], bases.into_iter().next().flatten());
+            let (program, layers) = packing.layers(architecture, view)?;
+            let program = program.name().to_owned();
+            return Ok(shipment(Goods::Loaded { program, layers, architecture, base }));
+        };
+        let cache = Cache::open(&config.cache)?;
         let mut built = Vec::new();
         for (architecture, base) in architectures.into_iter().zip(&bases) {
             let (program, layers) = packing.layers(architecture, view)?;
@@ -157,7 +168,7 @@ impl Shipment {
         match &self.goods {
             Goods::Finished(reference) => reference.to_string(),
             Goods::Pushed { repository, built, .. } => repository.at(index_digest(built)).to_string(),
-            Goods::Loaded { settings, .. } => settings.title.clone().unwrap_or_default(),
+            Goods::Loaded { program, .. } => program.clone(),
         }
     }
 }
@@ -214,7 +225,8 @@ impl Packing<'_> {
             lowest.put_certificates(&root_certificates()?)?;
         }
         let data = self.config.data_dir.as_deref().map(|folder| Layer::data(folder, DATA)).transpose()?;
-        let files = self.config.image.files.iter().map(|file| (self.manifest.join(file), format!("{HOME}/{}", file.display())));
+        let files =
+            self.config.image.files.iter().map(|file| (self.manifest.join(file), format!("{HOME}/{}", file.display())));
         let files: Vec<_> = files.collect();
         let files = Layer::files(files.iter().map(|(path, at)| (path.as_path(), at.as_str())))?;
         let layers = [Some(lowest), data, Some(files), Some(Layer::program(&program))];
@@ -249,17 +261,25 @@ fn fetch_bases(
 }
 
 fn build(cache: &Cache, program: &Program, layers: &[Layer], base: Option<&Base>) -> Result<Built, ImageError> {
-    let settings = append::Settings::of_program(program.name());
-    let base = base.map(|base| append::Base {
-        reference: base.reference.to_string(),
-        digest: base.descriptor.digest.clone(),
-        layers: base.layers.clone(),
-        config: base.config.clone(),
-    });
+    let settings = image_settings(program.name());
+    let base = base.map(to_append);
     let packed = layers.iter().map(|layer| cache.pack(layer)).collect::<Result<Vec<_>, _>>()?;
     let image = append::assemble(base.as_ref(), &packed, program.architecture(), &settings)?;
     let plan = ImagePlan::new(&image, base.as_ref(), &packed, &settings);
     Ok(Built { image, plan })
+}
+
+fn image_settings(program: &str) -> append::Settings {
+    append::Settings { labels: image_labels(program), ..append::Settings::of_program(program) }
+}
+
+fn to_append(base: &Base) -> append::Base {
+    append::Base {
+        reference: base.reference.to_string(),
+        digest: base.descriptor.digest.clone(),
+        layers: base.layers.clone(),
+        config: base.config.clone(),
+    }
 }
 
 /// The digest of what is pushed: the one image, or the index of all.
@@ -281,14 +301,18 @@ impl fmt::Display for Shipment {
                 }
                 write!(f, "  pushed to {repository}")
             }
-            Goods::Loaded { layers, settings, architecture } => {
+            Goods::Loaded { program, layers, architecture, base } => {
                 writeln!(f, "image for linux/{architecture}")?;
+                match base {
+                    Some(base) => writeln!(f, "  on {}", base.reference)?,
+                    None => writeln!(f, "  on an empty base")?,
+                }
                 for layer in layers {
                     let megabytes = layer.size_bytes() as f64 / 1e6;
                     let digest = layer.diff_id().map_err(|_| fmt::Error)?;
                     writeln!(f, "  layer {:<9} {megabytes:>7.1} MB, {digest}", layer.name().to_string())?;
                 }
-                writeln!(f, "  starts {}", settings.entrypoint.join(" "))?;
+                writeln!(f, "  starts {}", image_settings(program).entrypoint.join(" "))?;
                 write!(f, "  handed to the engine (set `repository` to push it to a registry)")
             }
         }
@@ -299,12 +323,8 @@ impl Shipment {
     /// Brings the image to where the engine has it, and returns what the engine calls it.
     pub(super) fn deliver(self, engine: &Engine, view: &mut dyn View) -> Result<String, ImageError> {
         match self.goods {
-            Goods::Loaded { layers, architecture, settings } => {
-                let name = settings.title.clone().unwrap_or_default();
-                let tags = [format!("fairing/{}:latest", name.to_lowercase())];
-                let archive = Archive::new(&layers, architecture, &settings, &tags).map_err(ImageError::Stream)?;
-                let mut said = Said::new(view, "loading the image");
-                Ok(engine.load(&archive, &mut |sent, total| said.progress(sent, total))?)
+            Goods::Loaded { program, layers, architecture, base } => {
+                load(engine, &program, &layers, architecture, base.as_ref(), view)
             }
             Goods::Pushed { repository, built, base } => {
                 let images: Vec<Image> = built.into_iter().map(|built| built.image).collect();
@@ -315,6 +335,55 @@ impl Shipment {
         }
     }
 }
+
+/// Hands the image to the engine.
+fn load(
+    engine: &Engine,
+    program: &str,
+    layers: &[Layer],
+    architecture: Architecture,
+    base: Option<&Base>,
+    view: &mut dyn View,
+) -> Result<String, ImageError> {
+    let pulled = base.map(|base| engine.pull(&base.reference)).transpose()?;
+    let base = base.map(to_append);
+    let archive = Archive::new(base.as_ref(), layers, architecture, &image_settings(program))?;
+    let began = Instant::now();
+    let loaded = following(view, "loading the image", |progress| {
+        let told = |step: LoadProgress| progress(step.sent_bytes, step.total_bytes);
+        engine.load(program, &archive, pulled.as_deref(), &told)
+    })?;
+    let (megabytes, seconds) = (loaded.sent_bytes as f64 / 1e6, began.elapsed().as_secs_f64());
+    view.say(&match loaded.sent_bytes {
+        0 => format!("image {} is at the engine already", loaded.tag),
+        _ => format!("image {} loaded: {megabytes:.1} MB in {seconds:.1} s", loaded.tag),
+    });
+    Ok(loaded.id)
+}
+
+/// Does `work` in another thread, and says about once a second how many bytes it has come to.
+fn following<T: Send>(view: &mut dyn View, what: &str, work: impl FnOnce(&(dyn Fn(u64, u64) + Sync)) -> T + Send) -> T {
+    let (told, progress) = mpsc::channel::<(u64, u64)>();
+    let told = Mutex::new(told);
+    thread::scope(|scope| {
+        let working = scope.spawn(move || {
+            // Nobody follows any more only if the view is gone.
+            work(&|done, total| _ = told.lock().expect("no holder panics").send((done, total)))
+        });
+        let mut next = Instant::now() + EVERY;
+        for (done, total) in progress {
+            if Instant::now() >= next {
+                next = Instant::now() + EVERY;
+                let megabytes = |bytes: u64| bytes as f64 / 1e6;
+                view.say(&format!("{what}: {:.1} of {:.1} MB", megabytes(done), megabytes(total)));
+            }
+        }
+        working.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Time between two words about something that takes long.
+const EVERY: Duration = Duration::from_secs(1);
 
 /// Pushes the image of one architecture, or those of several with their index.
 fn push(
@@ -327,7 +396,6 @@ fn push(
     let client = Client::new(settings.clone(), Keychain::from_env(&ProcessEnv))?;
     let reactor = Reactor::start().map_err(ImageError::Reactor)?;
     let index = (images.len() > 1).then(|| append::index(images));
-    let (told, progress) = mpsc::channel();
     let mut push = match &index {
         None => Push::image(&images[0], repository),
         Some((descriptor, bytes)) => Push::index(images, descriptor, bytes, repository),
@@ -335,45 +403,34 @@ fn push(
     if let Some(base) = base {
         push = push.on_base(base);
     }
-    let push = push.watched(Arc::new(move |progress| _ = told.send(*progress)));
-    let mut said = Said::new(view, "pushing the image");
     let began = Instant::now();
-    let pushed = thread::scope(|scope| {
-        let pushing = scope.spawn(move || reactor.wait(client.push(&push)));
-        for progress in progress {
-            said.progress(progress.sent_bytes, progress.missing_bytes);
-        }
-        pushing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    let pushed = following(view, "pushing the image", |progress| {
+        // The watcher outlives the call as far as the compiler knows, so it only notes.
+        let seen = Arc::new(Mutex::new((0, 0)));
+        let noted = seen.clone();
+        let push = push.watched(Arc::new(move |step: &Progress| {
+            *noted.lock().expect("no holder panics") = (step.sent_bytes, step.missing_bytes);
+        }));
+        let pushing = async {
+            let mut pushing = pin!(client.push(&push));
+            loop {
+                match tokio::time::timeout(EVERY, &mut pushing).await {
+                    Ok(pushed) => return pushed,
+                    Err(_) => {
+                        let (done, total) = *seen.lock().expect("no holder panics");
+                        progress(done, total);
+                    }
+                }
+            }
+        };
+        reactor.wait(pushing)
     })?;
     let seconds = began.elapsed().as_secs_f64();
     view.say(&match pushed.unchanged {
         true => format!("image {} is there already ({:.1} KB asked)", pushed.reference, pushed.sent_bytes as f64 / 1e3),
-        false => format!("image {} pushed: {:.1} MB in {seconds:.1} s", pushed.reference, pushed.sent_bytes as f64 / 1e6),
+        false => {
+            format!("image {} pushed: {:.1} MB in {seconds:.1} s", pushed.reference, pushed.sent_bytes as f64 / 1e6)
+        }
     });
     Ok(pushed.reference)
-}
-
-/// Says how far something is, about once a second.
-struct Said<'a> {
-    view: &'a mut dyn View,
-    what: &'static str,
-    next: Instant,
-}
-
-/// Time between two words about something that takes long.
-const EVERY: Duration = Duration::from_secs(1);
-
-impl<'a> Said<'a> {
-    fn new(view: &'a mut dyn View, what: &'static str) -> Self {
-        Self { view, what, next: Instant::now() + EVERY }
-    }
-
-    fn progress(&mut self, done_bytes: u64, total_bytes: u64) {
-        if Instant::now() < self.next {
-            return;
-        }
-        self.next = Instant::now() + EVERY;
-        let megabytes = |bytes: u64| bytes as f64 / 1e6;
-        self.view.say(&format!("{}: {:.1} of {:.1} MB", self.what, megabytes(done_bytes), megabytes(total_bytes)));
-    }
 }

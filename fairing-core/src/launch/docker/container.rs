@@ -151,7 +151,8 @@ pub fn describe(plan: &LaunchPlan, image: &str, limits: &RoleLimits) -> String {
             text += &format!("  arguments {}\n", arguments.join(" "));
         }
         // Names alone: the user's variables may hold what is nobody's business.
-        let names = environment(plan, placement).into_iter().filter_map(|pair| Some(pair.split_once('=')?.0.to_owned()));
+        let names =
+            environment(plan, placement).into_iter().filter_map(|pair| Some(pair.split_once('=')?.0.to_owned()));
         text += &format!("  variables {}\n", names.collect::<Vec<_>>().join(" "));
     }
     text

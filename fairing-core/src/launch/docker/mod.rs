@@ -18,6 +18,7 @@ mod container;
 mod engine;
 mod guardian;
 mod load;
+mod pull;
 mod stream;
 mod way;
 
