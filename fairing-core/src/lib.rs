@@ -103,6 +103,8 @@ pub mod __private;
 
 pub use config::LaunchOptions;
 pub use fairing_macros::distributed_training;
+#[cfg(feature = "docker")]
+pub use launch::docker::{Swept, sweep};
 pub use protocol::failure::{Failure, FailureKind};
 pub use run::{Outcome, OutcomeError, Run, RunError, TrainError, Trained, in_replica};
 pub use runtime::data;

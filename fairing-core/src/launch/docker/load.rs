@@ -7,6 +7,7 @@ use bollard::models::{BuildInfo, ImageConfig, ImageInspect};
 use bollard::query_parameters as query;
 use futures_util::future::join_all;
 
+use super::build::{BuildError, Dockerfile, Logins};
 use super::container::MANAGER_LABEL;
 use super::engine::{Engine, EngineError, in_time};
 use super::stream::{ExchangeError, exchange};
@@ -15,6 +16,9 @@ use crate::image::archive::Archive;
 
 /// Label of an image with the name of the program that it was made of.
 pub const PROGRAM_LABEL: &str = "fairing.dev/program";
+
+/// How the names of fairing's images begin.
+pub(super) const OWN_NAMES: &str = "fairing/";
 
 /// How long the engine may neither take a byte nor say a word. Unpacking is silent and a large layer on a slow disk takes
 /// its time.
@@ -53,6 +57,9 @@ pub enum LoadError {
         /// Its tag.
         image: String,
     },
+    /// The engine has to build an image that is put on a base, and failed.
+    #[error(transparent)]
+    Build(#[from] BuildError),
     /// The engine failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -88,7 +95,8 @@ impl Engine {
     /// Hands the image of `program` to the engine, unless the engine has it.
     ///
     /// Layers that another image of fairing has already are not sent, where the engine can do without them. For an image
-    /// on a base, `base` is what [`Engine::pull`] returned for it: the layers of a base are never sent.
+    /// on a base, `base` is what [`Engine::pull`] returned for it: the layers of a base are never sent. An engine that takes
+    /// only whole images has to build such an image, as by [`Engine::build`], and calls it by another id than the archive's.
     ///
     /// # Errors
     ///
@@ -100,6 +108,9 @@ impl Engine {
         base: Option<&str>,
         progress: &(dyn Fn(LoadProgress) + Sync),
     ) -> Result<Loaded, LoadError> {
+        if archive.base_layers_count() > 0 && !self.takes_parts() {
+            return Ok(self.build(program, archive, Dockerfile::Generated { base }, &Logins::new(), &mut |_| {})?);
+        }
         let tag = tag(program, &archive.image_id().hex());
         if let Some(id) = self.loaded(&tag, archive)? {
             return Ok(Loaded { id, tag, sent_bytes: 0 });
@@ -216,7 +227,7 @@ pub(super) fn repository(program: &str) -> String {
     let mut name = parts.collect::<Vec<_>>().join("-").to_ascii_lowercase();
     name.truncate(NAME_BYTES);
     let name = name.trim_end_matches('-');
-    format!("fairing/{}", if name.is_empty() { "program" } else { name })
+    format!("{OWN_NAMES}{}", if name.is_empty() { "program" } else { name })
 }
 
 #[cfg(test)]
