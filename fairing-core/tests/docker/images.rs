@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::sync::Mutex;
+use std::thread;
 
 use fairing_core::image::append::{Base, Settings};
 use fairing_core::image::archive::Archive;
@@ -21,7 +22,7 @@ use fairing_core::topology::{Replica, Topology};
 use tempfile::TempDir;
 
 use crate::engine::Engine;
-use crate::{Run, connect, left, name, nothing_is_left, with_engine};
+use crate::{Run, connect, eventually, left, name, nothing_is_left, with_engine};
 
 pub(crate) const TESTS: &[(&str, fn())] = tests![
     loaded_image_runs_and_is_sent_once,
@@ -34,6 +35,7 @@ pub(crate) const TESTS: &[(&str, fn())] = tests![
     pushed_image_is_pulled_by_digest,
     older_images_go_unless_somebody_needs_them,
     removed_image_is_named_and_can_be_loaded_again,
+    two_launchers_of_one_program_do_not_break_each_other,
     sweep_removes_what_is_left_and_nothing_that_lives,
 ];
 
@@ -156,7 +158,11 @@ fn layers_go_on_a_base_that_the_engine_has() {
     let loaded = engine.load("on-base", &archive, Some(&base_id), &unheard).unwrap();
     assert_eq!((loaded.id.clone(), loaded.sent_bytes), (archive.image_id().to_string(), program[0].size_bytes()));
     runs(&loaded.id);
-    remove(&[&loaded.tag, &base_id]);
+    // What an engine does that cannot be given single layers.
+    let dockerfile = Dockerfile::Generated { base: Some(&base_id) };
+    let built = engine.build("built-on-base", &archive, dockerfile, &Logins::new(), &mut |_| {}).unwrap();
+    runs(&built.id);
+    remove(&[&built.tag, &loaded.tag, &base_id]);
     let error = engine.load("on-base", &archive, Some(&base_id), &unheard).unwrap_err();
     assert!(matches!(error, LoadError::NoBase { .. }), "{error:?}");
     nothing_is_left();
@@ -422,6 +428,52 @@ fn removed_image_is_named_and_can_be_loaded_again() {
     nothing_is_left();
 }
 
+fn two_launchers_of_one_program_do_not_break_each_other() {
+    const RUNS: usize = 5;
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    thread::scope(|scope| {
+        for folder in &folders {
+            scope.spawn(move || {
+                let engine = connect();
+                let mut layers = program_layers();
+                layers.push(note(folder.path(), &folder.path().display().to_string()));
+                let archive = archive(&layers, "shared");
+                for _ in 0..RUNS {
+                    let mut launched = None;
+                    eventually("a run is launched", || {
+                        let image = engine.load("shared", &archive, None, &unheard).unwrap();
+                        let topology = Topology::new(1, 1);
+                        match Run::launch(
+                            connect(),
+                            &image.id,
+                            &name(),
+                            topology,
+                            "look",
+                            RoleLimits::default(),
+                            vec![],
+                        ) {
+                            Ok(run) => launched = Some((run, image.id)),
+                            Err(LaunchError::Engine(EngineError::NoImage { .. })) => {}
+                            Err(error) => panic!("{error:?}"),
+                        }
+                        launched.is_some()
+                    });
+                    let (run, image) = launched.unwrap();
+                    let (lines, exits) = run.finish(2);
+                    assert!(exits.values().all(|exit| *exit == Exit::Code(0)), "{lines:?}");
+                    drop(run);
+                    engine.tidy("shared", &image).unwrap();
+                }
+            });
+        }
+    });
+    // At most the image of the last run of each.
+    assert!((1..=2).contains(&with_engine(images).len()));
+    connect().tidy("shared", "").unwrap();
+    assert_eq!(with_engine(images), Vec::<String>::new());
+    nothing_is_left();
+}
+
 fn sweep_removes_what_is_left_and_nothing_that_lives() {
     let folder = tempfile::tempdir().unwrap();
     let engine = connect();
@@ -471,9 +523,10 @@ fn sweep_removes_what_is_left_and_nothing_that_lives() {
     let expected =
         format!("removed 1 image that nothing uses: `{}`\nleft the run `{living}` alone: it is alive", image.tag);
     assert_eq!(swept.to_string(), expected);
-    run.launched.kill(Replica::worker(0));
-    let (_, exits) = run.finish(1);
-    assert_eq!(exits.len(), 1);
+    // A run that has just ended is its launcher's business.
+    [Replica::worker(0), Replica::ps(0)].into_iter().for_each(|replica| run.launched.kill(replica));
+    let (_, exits) = run.finish(2);
+    assert_eq!(exits.len(), 2);
     assert_eq!(engine.sweep().unwrap().alive, [living]);
     drop(run);
     nothing_is_left();

@@ -16,6 +16,7 @@ use super::engine::{Engine, EngineError};
 use super::ignore::Patterns;
 use super::load::{Loaded, image_labels, repository, tag};
 use super::stream::{ExchangeError, exchange};
+use super::transfer::without_passwords;
 use crate::image::StreamError;
 use crate::image::archive::Archive;
 use crate::launch::lines::Lines;
@@ -163,6 +164,7 @@ impl Engine {
                         ExchangeError::Engine(EngineError::Refused { reason, status, .. })
                             if status.is_some() || !output.last.is_empty() =>
                         {
+                            let reason = without_passwords(reason, logins.values());
                             BuildError::Failed { dockerfile: described, reason, last_lines: output.last.into() }
                         }
                         ExchangeError::Engine(error) => error.into(),

@@ -27,6 +27,9 @@ const SILENCE: Duration = Duration::from_secs(300);
 /// Images whose layers are looked at in search of what need not be sent. Runs leave one image of each program.
 const MOST_LOOKED_AT: usize = 16;
 
+/// How often an image is sent that another launcher removes as soon as it is there, each time by its own bad luck.
+const ATTEMPTS: usize = 3;
+
 /// Longest name in a tag; engines allow some more.
 const NAME_BYTES: usize = 128;
 
@@ -115,21 +118,37 @@ impl Engine {
         if let Some(id) = self.loaded(&tag, archive)? {
             return Ok(Loaded { id, tag, sent_bytes: 0 });
         }
-        let known = if self.takes_parts() { self.known_layers(archive, base)? } else { 0 };
-        if known < archive.base_layers_count() {
-            return Err(LoadError::NoBase { image: tag });
-        }
-        let mut sent_bytes = archive.size_bytes(known);
-        match self.send(&tag, archive, known, progress) {
-            // The image with these layers may have been removed meanwhile.
-            Err(LoadError::Engine(error)) if known > archive.base_layers_count() && !error.is_silence() => {
-                sent_bytes = archive.size_bytes(0);
-                self.send(&tag, archive, archive.base_layers_count(), progress)?;
+        let mut sent_bytes = 0;
+        for _ in 0..ATTEMPTS {
+            sent_bytes += self.send_missing(&tag, archive, base, progress)?;
+            if let Some(id) = self.loaded(&tag, archive)? {
+                return Ok(Loaded { id, tag, sent_bytes });
             }
-            sent => sent?,
         }
-        let id = self.loaded(&tag, archive)?.ok_or_else(|| LoadError::Gone { image: tag.clone() })?;
-        Ok(Loaded { id, tag, sent_bytes })
+        Err(LoadError::Gone { image: tag })
+    }
+
+    /// Sends what the engine lacks of the image, and returns how many bytes that were.
+    fn send_missing(
+        &self,
+        tag: &str,
+        archive: &Archive<'_>,
+        base: Option<&str>,
+        progress: &(dyn Fn(LoadProgress) + Sync),
+    ) -> Result<u64, LoadError> {
+        let base_layers = archive.base_layers_count();
+        let known = if self.takes_parts() { self.known_layers(archive, base)? } else { 0 };
+        if known < base_layers {
+            return Err(LoadError::NoBase { image: tag.to_owned() });
+        }
+        match self.send(tag, archive, known, progress) {
+            // An image with these layers may have been removed meanwhile.
+            Err(LoadError::Engine(error)) if known > base_layers && !error.is_silence() => {
+                self.send(tag, archive, base_layers, progress)?;
+                Ok(archive.size_bytes(base_layers))
+            }
+            sent => sent.map(|()| archive.size_bytes(known)),
+        }
     }
 
     /// The id of the image called `tag`, if it is the archive's.

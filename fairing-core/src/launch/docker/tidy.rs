@@ -42,7 +42,8 @@ pub(super) fn tags(image: &ImageSummary) -> impl Iterator<Item = &str> {
 /// Whether fairing gave the name.
 pub(super) fn is_own_name(tag: &str) -> bool {
     // Podman writes the registry that it means where none is named.
-    tag.strip_prefix("localhost/").unwrap_or(tag).starts_with(OWN_NAMES)
+    let written = ["localhost/", "docker.io/"].into_iter().find_map(|registry| tag.strip_prefix(registry));
+    written.unwrap_or(tag).starts_with(OWN_NAMES)
 }
 
 /// Removes the images that are `chosen`, unless a container uses them or the user has named them.

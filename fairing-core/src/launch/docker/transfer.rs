@@ -194,14 +194,16 @@ fn digest_in(status: &str) -> Option<&str> {
     words.next().filter(|digest| digest.parse::<crate::image::Digest>().is_ok())
 }
 
+/// No engine is known to repeat a password, and none shall get it into a log through here.
+pub(super) fn without_passwords<'a>(text: String, logins: impl IntoIterator<Item = &'a (String, String)>) -> String {
+    let passwords = logins.into_iter().map(|(_, password)| password.as_str()).filter(|password| !password.is_empty());
+    passwords.fold(text, |text, password| text.replace(password, "…"))
+}
+
 /// What the failure means; engines say it in words only.
 fn explained(error: EngineError, image: &str, login: Option<&(String, String)>) -> TransferError {
     let EngineError::Refused { action, reason, status } = error else { return error.into() };
-    // No engine is known to repeat a password, and none shall get it into a log through here.
-    let reason = match login {
-        Some((_, password)) if !password.is_empty() => reason.replace(password.as_str(), "…"),
-        _ => reason,
-    };
+    let reason = without_passwords(reason, login);
     let lower = reason.to_lowercase();
     let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
     let image = image.to_owned();
