@@ -5,7 +5,7 @@
 //! container   what is created, as values
 //! load        handing an image to the engine
 //! build       having one built by the engine, from a context without what ignore says
-//! transfer    having the engine fetch one from a registry, or send one
+//! pull        having the engine fetch one from a registry, or send one
 //! stream      requests with a body and an answer of any length
 //! way         to the coordinator, by a relay that the engine starts beside it
 //! guardian    removes what a dead launcher leaves behind
@@ -24,10 +24,11 @@ mod engine;
 mod guardian;
 mod ignore;
 mod load;
+mod pull;
 mod stream;
 mod sweep;
 mod tidy;
-mod transfer;
+
 mod way;
 
 use std::collections::HashMap;
@@ -59,8 +60,8 @@ pub use build::{BuildError, Dockerfile, Logins};
 pub use container::{Limits, RoleLimits};
 pub use engine::{Engine, EngineError};
 pub use load::{LoadError, LoadProgress, Loaded, PROGRAM_LABEL, image_labels};
+pub use pull::{TransferError, TransferProgress};
 pub use sweep::{Swept, SweptRun, sweep};
-pub use transfer::{TransferError, TransferProgress};
 
 use container::RUN_LABEL;
 use engine::in_time;
