@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::append::{Settings, config_on_nothing};
 use super::content::StreamError;
-use super::layer::{Layer, LayerName};
+use super::layer::{Layer, LayerName, diff_ids};
 use super::{Architecture, Digest};
 
 /// An image that can be loaded.
@@ -33,13 +33,12 @@ impl<'a> Archive<'a> {
         settings: &Settings,
         tags: &[String],
     ) -> Result<Self, StreamError> {
-        let diff_ids: Vec<(LayerName, Digest)> = std::thread::scope(|scope| {
-            let hashing: Vec<_> = layers.iter().map(|layer| (layer, scope.spawn(|| layer.diff_id()))).collect();
-            let hashed = hashing
-                .into_iter()
-                .map(|(layer, thread)| Ok((layer.name(), thread.join().expect("hashing a layer does not panic")?)));
-            hashed.collect::<Result<_, StreamError>>()
-        })?;
+        let names = layers.iter().map(Layer::name);
+        let diff_ids: Vec<(LayerName, Digest)> = diff_ids(layers)
+            .into_iter()
+            .zip(names)
+            .map(|(diff_id, name)| Ok((name, diff_id?)))
+            .collect::<Result<_, _>>()?;
         let config = config_on_nothing(&diff_ids, architecture, settings);
         let image_id = Digest::of(&config);
         let names: Vec<String> = diff_ids.iter().map(|(_, diff_id)| format!("{}.tar", diff_id.hex())).collect();
