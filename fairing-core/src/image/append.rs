@@ -399,3 +399,266 @@ impl fmt::Display for ImagePlan {
 fn megabytes(bytes: u64) -> String {
     if bytes < 1_000_000 { format!("{:.1} kB", bytes as f64 / 1e3) } else { format!("{:.1} MB", bytes as f64 / 1e6) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use expect_test::expect;
+
+    use super::*;
+
+    fn layer(name: LayerName, text: &str) -> Packed {
+        let descriptor = descriptor_of(LAYER, text.as_bytes());
+        let blob = Blob { descriptor, source: Source::File(PathBuf::from(text)) };
+        Packed::checked(name, Digest::of(text.as_bytes()), 1024, blob)
+    }
+
+    fn layers() -> [Packed; 2] {
+        [layer(LayerName::Libraries, "libraries"), layer(LayerName::Program, "program")]
+    }
+
+    fn settings() -> Settings {
+        let env = BTreeMap::from([("FAIRING_RUN".to_owned(), "x".to_owned())]);
+        Settings { env, revision: Some("4f2c".to_owned()), ..Settings::of_program("fit") }
+    }
+
+    fn base(config: &Value, layers: &[&str]) -> Base {
+        let layer = |media_type: &&str| descriptor_of(media_type, media_type.as_bytes());
+        Base {
+            reference: "debian:12-slim".to_owned(),
+            digest: Digest::of(b"base"),
+            layers: layers.iter().map(layer).collect(),
+            config: config.to_string().into_bytes(),
+        }
+    }
+
+    fn debian() -> Value {
+        json!({
+            "architecture": "amd64", "os": "linux", "created": "2026-01-02T03:04:05Z", "docker_version": "20.10",
+            "config": {
+                "Env": ["PATH=/usr/bin", "FAIRING_RUN=old", "LD_LIBRARY_PATH=/usr/local/nvidia/lib"],
+                "Cmd": ["bash"], "Entrypoint": ["/entry"], "User": "root", "Volumes": { "/var": {} },
+                "Labels": { "maintainer": "someone" }, "Healthcheck": { "Test": ["CMD", "true"] },
+            },
+            "rootfs": { "type": "layers", "diff_ids": ["sha256:11"] },
+            "history": [{ "created_by": "ADD" }, { "created_by": "ENV", "empty_layer": true }],
+        })
+    }
+
+    fn pretty(bytes: &[u8]) -> String {
+        serde_json::to_string_pretty(&serde_json::from_slice::<Value>(bytes).unwrap()).unwrap()
+    }
+
+    fn config(image: &Image) -> &[u8] {
+        let Source::Memory(bytes) = &image.config.source else { panic!("configurations are in memory") };
+        assert_eq!(image.config.descriptor, descriptor_of(CONFIG, bytes));
+        bytes
+    }
+
+    #[test]
+    fn an_image_on_nothing() {
+        let image = assemble(None, &layers(), Architecture::Arm64, &settings()).unwrap();
+        assert_eq!(image.descriptor, descriptor_of(MANIFEST, &image.manifest));
+        expect![[r#"
+            {
+              "annotations": {
+                "org.opencontainers.image.revision": "4f2c",
+                "org.opencontainers.image.title": "fit"
+              },
+              "config": {
+                "digest": "sha256:9c4a5f4785874ce54e1feb40913abf7ae32b47a492d310ab28142123c114e4c1",
+                "mediaType": "application/vnd.oci.image.config.v1+json",
+                "size": 669
+              },
+              "layers": [
+                {
+                  "digest": "sha256:01cfc309bfc026dd4c48b8c92e1fa89ff3ad31e831e1355002d32c7a6cf6d48c",
+                  "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+                  "size": 9
+                },
+                {
+                  "digest": "sha256:1310ca2c8932dbd118668bd97442558a3e1f546b5e15c69699dfbd6024f548d8",
+                  "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+                  "size": 7
+                }
+              ],
+              "mediaType": "application/vnd.oci.image.manifest.v1+json",
+              "schemaVersion": 2
+            }"#]]
+        .assert_eq(&pretty(&image.manifest));
+        expect![[r#"
+            {
+              "architecture": "arm64",
+              "config": {
+                "Entrypoint": [
+                  "/app/fit"
+                ],
+                "Env": [
+                  "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                  "FAIRING_RUN=x"
+                ],
+                "Labels": {
+                  "org.opencontainers.image.revision": "4f2c",
+                  "org.opencontainers.image.title": "fit"
+                },
+                "User": "65532:65532",
+                "WorkingDir": "/app"
+              },
+              "created": "1970-01-01T00:00:00Z",
+              "history": [
+                {
+                  "created": "1970-01-01T00:00:00Z",
+                  "created_by": "fairing: libraries"
+                },
+                {
+                  "created": "1970-01-01T00:00:00Z",
+                  "created_by": "fairing: program"
+                }
+              ],
+              "os": "linux",
+              "rootfs": {
+                "diff_ids": [
+                  "sha256:01cfc309bfc026dd4c48b8c92e1fa89ff3ad31e831e1355002d32c7a6cf6d48c",
+                  "sha256:1310ca2c8932dbd118668bd97442558a3e1f546b5e15c69699dfbd6024f548d8"
+                ],
+                "type": "layers"
+              }
+            }"#]]
+        .assert_eq(&pretty(config(&image)));
+        let names = layers().map(|layer| (layer.name, layer.diff_id));
+        assert_eq!(configuration(None, &names, Architecture::Arm64, &settings()).unwrap().0, config(&image));
+    }
+
+    #[test]
+    fn an_image_on_a_base_keeps_its_layers_and_its_environment() {
+        let base = base(&debian(), &["application/vnd.docker.image.rootfs.diff.tar.gzip"]);
+        let image = assemble(Some(&base), &layers(), Architecture::Amd64, &settings()).unwrap();
+        assert_eq!(image.layers[0].source, Source::Base);
+        assert_eq!(image.layers[0].descriptor.digest, base.layers[0].digest);
+        assert!(image.layers.iter().all(|layer| layer.descriptor.media_type == LAYER), "one kind of names");
+        expect![[r#"
+            {
+              "architecture": "amd64",
+              "config": {
+                "Entrypoint": [
+                  "/app/fit"
+                ],
+                "Env": [
+                  "PATH=/usr/bin",
+                  "FAIRING_RUN=x",
+                  "LD_LIBRARY_PATH=/usr/local/nvidia/lib:/app/lib"
+                ],
+                "Labels": {
+                  "maintainer": "someone",
+                  "org.opencontainers.image.base.digest": "sha256:cae662172fd450bb0cd710a769079c05bfc5d8e35efa6576edc7d0377afdd4a2",
+                  "org.opencontainers.image.base.name": "debian:12-slim",
+                  "org.opencontainers.image.revision": "4f2c",
+                  "org.opencontainers.image.title": "fit"
+                },
+                "User": "65532:65532",
+                "WorkingDir": "/app"
+              },
+              "created": "1970-01-01T00:00:00Z",
+              "history": [
+                {
+                  "created_by": "ADD"
+                },
+                {
+                  "created_by": "ENV",
+                  "empty_layer": true
+                },
+                {
+                  "created": "1970-01-01T00:00:00Z",
+                  "created_by": "fairing: libraries"
+                },
+                {
+                  "created": "1970-01-01T00:00:00Z",
+                  "created_by": "fairing: program"
+                }
+              ],
+              "os": "linux",
+              "rootfs": {
+                "diff_ids": [
+                  "sha256:11",
+                  "sha256:01cfc309bfc026dd4c48b8c92e1fa89ff3ad31e831e1355002d32c7a6cf6d48c",
+                  "sha256:1310ca2c8932dbd118668bd97442558a3e1f546b5e15c69699dfbd6024f548d8"
+                ],
+                "type": "layers"
+              }
+            }"#]].assert_eq(&pretty(config(&image)));
+    }
+
+    #[test]
+    fn the_order_in_which_keys_are_written_does_not_count() {
+        let of = |text: &str| {
+            let base = Base { config: text.as_bytes().to_vec(), ..base(&json!({}), &[]) };
+            assemble(Some(&base), &[], Architecture::Amd64, &Settings::default()).unwrap().descriptor
+        };
+        let one = of(r#"{"architecture":"amd64","os":"linux","rootfs":{"diff_ids":[],"type":"layers"}}"#);
+        assert_eq!(one, of(r#"{ "rootfs":{"type":"layers","diff_ids":[]}, "os":"linux", "architecture":"amd64"}"#));
+    }
+
+    #[test]
+    fn what_changes_an_image_changes_its_digest() {
+        let digest = |layers: &[Packed], architecture, settings: &Settings| {
+            assemble(None, layers, architecture, settings).unwrap().descriptor.digest
+        };
+        let first = digest(&layers(), Architecture::Amd64, &settings());
+        assert_eq!(first, digest(&layers(), Architecture::Amd64, &settings()));
+        let others = [
+            digest(&layers()[..1], Architecture::Amd64, &settings()),
+            digest(&layers(), Architecture::Arm64, &settings()),
+            digest(&layers(), Architecture::Amd64, &Settings::of_program("fit")),
+        ];
+        assert!(others.iter().all(|other| *other != first));
+    }
+
+    #[test]
+    fn a_base_that_does_not_fit_is_refused() {
+        let wrong = |change: &dyn Fn(&mut Value), layers: &[&str]| {
+            let mut config = debian();
+            change(&mut config);
+            let base = base(&config, layers);
+            assemble(Some(&base), &[], Architecture::Amd64, &Settings::default()).unwrap_err().to_string()
+        };
+        expect![
+            "base image `debian:12-slim` is for arm64 and the program for amd64 (set `base` to an image for amd64)"
+        ]
+        .assert_eq(&wrong(&|config| config["architecture"] = "arm64".into(), &[LAYER]));
+        expect!["base image `debian:12-slim` is for windows/amd64 and the program for amd64 (set `base` to an image for amd64)"].assert_eq(&wrong(&|config| config["os"] = "windows".into(), &[LAYER]));
+        expect!["base image `debian:12-slim` has a broken configuration: it names another number of layers than the manifest (set `base` to another image)"].assert_eq(&wrong(&|_| {}, &[LAYER, LAYER]));
+        expect![
+            "base image `debian:12-slim` has a broken configuration: no architecture (set `base` to another image)"
+        ]
+        .assert_eq(&wrong(&|config| *config = Value::Null, &[LAYER]));
+        expect!["base image `debian:12-slim` has a layer of the type `application/vnd.docker.image.rootfs.foreign.diff.tar.gzip`, which cannot be used (set `base` to another image)"].assert_eq(&wrong(&|_| {}, &["application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"]));
+    }
+
+    #[test]
+    fn an_index_names_each_image_with_its_processor() {
+        let image = |architecture| assemble(None, &layers(), architecture, &settings()).unwrap();
+        let (arm, amd) = (image(Architecture::Arm64), image(Architecture::Amd64));
+        let (descriptor, bytes) = index(&[arm.clone(), amd.clone()]);
+        assert_eq!(index(&[amd.clone(), arm.clone()]), (descriptor.clone(), bytes.clone()));
+        assert_eq!(descriptor, descriptor_of(INDEX, &bytes));
+        let index: Value = serde_json::from_slice(&bytes).unwrap();
+        for (place, image) in [amd, arm].iter().enumerate() {
+            let entry = &index["manifests"][place];
+            assert_eq!(entry["digest"], image.descriptor.digest.to_string());
+            assert_eq!(entry["platform"]["architecture"], image.architecture.to_string());
+        }
+    }
+
+    #[test]
+    fn a_plan_is_read_by_a_person() {
+        let base = base(&debian(), &[LAYER]);
+        let image = assemble(Some(&base), &layers(), Architecture::Amd64, &settings()).unwrap();
+        expect![[r#"
+            image sha256:5c5a4bc1d8f90727829e1054ae0c3a4e383487eb9a08ddb82319391aa6a84fe6 for linux/amd64
+              on debian:12-slim (sha256:cae662172fd450bb0cd710a769079c05bfc5d8e35efa6576edc7d0377afdd4a2)
+              layer libraries    1.0 kB,    0.0 kB compressed, sha256:01cfc309bfc026dd4c48b8c92e1fa89ff3ad31e831e1355002d32c7a6cf6d48c
+              layer program      1.0 kB,    0.0 kB compressed, sha256:1310ca2c8932dbd118668bd97442558a3e1f546b5e15c69699dfbd6024f548d8
+              starts /app/fit as user 65532"#]].assert_eq(&ImagePlan::new(&image, Some(&base), &layers(), &settings()).to_string());
+    }
+}

@@ -282,3 +282,170 @@ fn program_error(path: &Path, error: ElfError) -> ProgramError {
         ElfError::Broken(what) => ProgramError::Broken { path, what },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{FileExt, PermissionsExt};
+    use std::process::Command;
+
+    use super::super::content::BUFFER;
+    use super::*;
+
+    fn packed(program: &Program) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        program.content().write_to(&mut bytes, &mut [0; BUFFER]).unwrap();
+        assert_eq!(bytes.len() as u64, program.size_bytes());
+        bytes
+    }
+
+    fn written(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = folder.join(name);
+        fs::write(&path, bytes).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    /// This test's own program, which has debug sections.
+    fn own() -> (Program, Vec<u8>) {
+        (Program::running().unwrap(), fs::read(RUNNING).unwrap())
+    }
+
+    #[test]
+    fn what_is_loaded_stays_as_it_was_but_for_the_place_of_the_section_headers() {
+        let (program, whole) = own();
+        let packed = packed(&program);
+        let end = program.elf().loaded_end() as usize;
+        assert!(packed.len() < whole.len() / 2, "{} of {} bytes are left", packed.len(), whole.len());
+        assert_eq!(packed[..40], whole[..40]);
+        assert!(packed[48..end] == whole[48..end], "bytes that are loaded differ");
+    }
+
+    #[test]
+    fn every_section_is_kept_under_its_number_or_left_out_for_the_debugger() {
+        let folder = tempfile::tempdir().unwrap();
+        let (program, whole) = own();
+        let bytes = packed(&program);
+        let path = written(folder.path(), "packed", &bytes);
+        let after = Program::open(&path).unwrap();
+        let names = program.elf().section_names(&program.file).unwrap();
+        assert_eq!(after.elf().section_names(&after.file).unwrap(), names);
+        let range = |section: &Section| {
+            let start = section.sh_offset.get(LE) as usize;
+            start..start + section.sh_size.get(LE) as usize
+        };
+        let mut dropped = Vec::new();
+        for ((name, old), new) in names.iter().zip(&program.elf().sections).zip(&after.elf().sections) {
+            if old.sh_type.get(LE) != new.sh_type.get(LE) {
+                dropped.push(name.as_str());
+            } else if old.sh_type.get(LE) != elf::SHT_NOBITS {
+                assert!(whole[range(old)] == bytes[range(new)], "{name}");
+                assert_eq!(new.sh_offset.get(LE) % new.sh_addralign.get(LE).max(1), 0, "{name}");
+            }
+        }
+        assert!(dropped.contains(&".debug_info") && dropped.contains(&".debug_line"), "{dropped:?}");
+        assert!(dropped.iter().all(|name| name.starts_with(".debug_")), "{dropped:?}");
+        for kept in [".symtab", ".strtab", ".eh_frame"] {
+            assert!(names.iter().any(|name| name == kept) && !dropped.contains(&kept), "{kept}");
+        }
+    }
+
+    #[test]
+    fn other_tools_take_a_packed_program_for_a_sound_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let (program, _) = own();
+        let path = written(folder.path(), "packed", &packed(&program));
+        for question in ["-lS", "-s", "-d", "-V", "-n"] {
+            let output = Command::new("readelf").arg(question).arg("-W").arg(&path).output().unwrap();
+            assert_eq!(String::from_utf8_lossy(&output.stderr), "", "readelf {question}");
+            assert!(output.status.success(), "readelf {question}");
+        }
+    }
+
+    #[test]
+    fn a_program_without_debug_sections_is_packed_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let (program, whole) = own();
+        let once = packed(&program);
+        let again = Program::open(&written(folder.path(), "stripped", &once)).unwrap();
+        assert!(packed(&again) == once, "packing twice is not packing once");
+
+        let mut without_headers = once;
+        without_headers[40..48].fill(0);
+        without_headers[58..64].fill(0);
+        let program = Program::open(&written(folder.path(), "bare", &without_headers)).unwrap();
+        assert!(packed(&program) == without_headers, "a program without section headers changed");
+
+        let mut with_more = whole;
+        with_more.extend_from_slice(b"read by the program itself");
+        let program = Program::open(&written(folder.path(), "more", &with_more)).unwrap();
+        assert!(packed(&program) == with_more, "what was appended is not where it was");
+    }
+
+    #[test]
+    fn what_is_no_program_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_, whole) = own();
+        let mut object = whole[..4096].to_vec();
+        object[16] = 1;
+        let mut arm = whole[..4096].to_vec();
+        arm[18] = 40;
+        let cases = [
+            ("script", b"#!/bin/sh\n".to_vec(), "is not an ELF program"),
+            ("empty", Vec::new(), "is not an ELF program"),
+            ("cut", whole[..4096].to_vec(), "broken"),
+            ("header", whole[..64].to_vec(), "broken"),
+            ("arm", arm, "another processor"),
+            ("object", object, "broken"),
+        ];
+        for (name, bytes, expected) in cases {
+            let error = Program::open(&written(folder.path(), name, &bytes)).unwrap_err().to_string();
+            assert!(error.contains(expected) && error.contains(name), "{error}");
+        }
+        assert!(matches!(Program::open(folder.path()), Err(ProgramError::NotElf { .. })));
+        assert!(matches!(Program::open(&folder.path().join("none")), Err(ProgramError::Read { .. })));
+    }
+
+    #[test]
+    fn broken_headers_are_an_error_or_a_program_of_the_size_that_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let (program, _) = own();
+        let whole = packed(&program);
+        let tables = program.elf().header.e_phoff.get(LE) as usize + size_of_val(program.elf().segments.as_slice());
+        let sections = u64::from_le_bytes(whole[40..48].try_into().unwrap()) as usize;
+        let path = written(folder.path(), "broken", &whole);
+        let file = File::options().write(true).open(&path).unwrap();
+        let mut refused = 0;
+        for at in (0..tables).chain((sections..whole.len()).step_by(5)) {
+            for value in [0, 0x7f, 0xff] {
+                file.write_all_at(&[value], at as u64).unwrap();
+                match Program::open(&path) {
+                    Ok(program) => assert_eq!(program.size_bytes(), program.content().size()),
+                    Err(_) => refused += 1,
+                }
+            }
+            file.write_all_at(&whole[at..at + 1], at as u64).unwrap();
+        }
+        assert!(refused > 100, "{refused}");
+    }
+
+    #[test]
+    fn libraries_of_drivers_are_noticed_by_their_names_and_only_by_those() {
+        let folder = tempfile::tempdir().unwrap();
+        let (program, whole) = own();
+        assert_eq!(program.loads_at_run_time().unwrap(), Vec::<&str>::new());
+        let names = program.elf().section_names(&program.file).unwrap();
+        let rodata = &program.elf().sections[names.iter().position(|name| name == ".rodata").unwrap()];
+        let (start, size) = (rodata.sh_offset.get(LE) as usize, rodata.sh_size.get(LE) as usize);
+        // Written backwards for the reason that `LOADED_AT_RUN_TIME` gives. One lies across the border of two pieces that
+        // are read, and the other at the very end.
+        let cases = [(start + BUFFER - 5, "1.os.aducbil", "CUDA"), (start + size - 14, "1.os.nakluvbil", "Vulkan")];
+        for (at, name, expected) in cases {
+            let name: Vec<u8> = name.bytes().rev().collect();
+            let mut bytes = whole.clone();
+            bytes[at..at + name.len()].copy_from_slice(&name);
+            let program = Program::open(&written(folder.path(), expected, &bytes)).unwrap();
+            assert_eq!(program.loads_at_run_time().unwrap(), [expected]);
+        }
+    }
+}

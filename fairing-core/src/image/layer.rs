@@ -226,7 +226,7 @@ impl Layer {
     ///
     /// [`StreamError`]; then what was written is not the layer.
     pub fn write_to(&self, to: &mut dyn Write) -> Result<(), StreamError> {
-        let mut buffer = Box::new([0; BUFFER]);
+        let mut buffer = [0; BUFFER];
         let zeros = [0; BLOCK as usize];
         for (path, entry) in &self.entries {
             let mut header = tar::Header::new_gnu();
@@ -349,6 +349,32 @@ impl Layer {
     }
 }
 
+/// Smaller layers are hashed one after another: a thread costs an allocator some MiB.
+const HASHED_BESIDE: u64 = 8 << 20;
+
+/// The digests of the archives, in the order of the layers. Large ones are read at the same time.
+pub(super) fn diff_ids(layers: &[Layer]) -> Vec<Result<Digest, StreamError>> {
+    let largest = layers.iter().map(Layer::size_bytes).enumerate().max_by_key(|(_, size)| *size).map(|(at, _)| at);
+    std::thread::scope(|scope| {
+        let start = |(at, layer): (usize, &'_ Layer)| {
+            let beside = Some(at) != largest && layer.size_bytes() >= HASHED_BESIDE;
+            beside.then(|| {
+                let layer = layer.clone();
+                scope.spawn(move || layer.diff_id())
+            })
+        };
+        let threads: Vec<_> = layers.iter().enumerate().map(start).collect();
+        let here: Vec<_> =
+            layers.iter().zip(&threads).map(|(layer, thread)| thread.is_none().then(|| layer.diff_id())).collect();
+        let join =
+            |thread: std::thread::ScopedJoinHandle<'_, _>| thread.join().expect("hashing a layer does not panic");
+        here.into_iter()
+            .zip(threads)
+            .map(|(here, thread)| here.unwrap_or_else(|| join(thread.expect("one of the two"))))
+            .collect()
+    })
+}
+
 /// Where the program is in the image.
 pub(super) fn program_path(program: &Program) -> String {
     format!("{PROGRAM_FOLDER}/{}", program.name())
@@ -447,5 +473,163 @@ impl Write for Hasher {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::fs::symlink;
+    use std::process::Command;
+    use std::time::SystemTime;
+
+    use super::*;
+
+    fn archive(layer: &Layer) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        layer.write_to(&mut bytes).unwrap();
+        assert_eq!(bytes.len() as u64, layer.size_bytes());
+        assert_eq!(layer.diff_id().unwrap(), Digest::of(&bytes));
+        bytes
+    }
+
+    /// A folder with a bit of everything that a layer can have.
+    fn folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir_all(at("deep/er")).unwrap();
+        fs::create_dir(at("empty")).unwrap();
+        fs::write(at("b"), "bb").unwrap();
+        fs::write(at("a.csv"), "1,2\n").unwrap();
+        fs::write(at("deep/er/none"), "").unwrap();
+        fs::write(at("tool"), "#!/bin/sh\n").unwrap();
+        fs::set_permissions(at("tool"), fs::Permissions::from_mode(0o700)).unwrap();
+        let long = "long".repeat(40);
+        fs::write(at(&long), vec![1; 3 * BUFFER + 1]).unwrap();
+        fs::create_dir(at("deep").join("er".repeat(60))).unwrap();
+        symlink("../b", at("deep/link")).unwrap();
+        symlink(&long, at("to long")).unwrap();
+        folder
+    }
+
+    #[test]
+    fn equal_files_are_an_equal_layer_wherever_and_whenever_they_were_written() {
+        let (here, there) = (folder(), folder());
+        let layer = |folder: &tempfile::TempDir| archive(&Layer::data(folder.path(), "/app/data").unwrap());
+        let first = layer(&here);
+        assert!(first == layer(&there), "two places");
+        let b = fs::File::options().write(true).open(there.path().join("b")).unwrap();
+        b.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        fs::set_permissions(there.path().join("b"), fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(first == layer(&there), "touched");
+        fs::write(there.path().join("b"), "bc").unwrap();
+        assert!(first != layer(&there), "one byte changed");
+    }
+
+    #[test]
+    fn an_archive_is_read_back_as_what_went_in() {
+        let folder = folder();
+        let bytes = archive(&Layer::data(folder.path(), "/app/data").unwrap());
+        let mut names = Vec::new();
+        let mut archive = tar::Archive::new(bytes.as_slice());
+        for entry in archive.entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let name = String::from_utf8(entry.path_bytes().into_owned()).unwrap();
+            let header = entry.header();
+            assert_eq!((header.uid().unwrap(), header.gid().unwrap(), header.mtime().unwrap()), (0, 0, 0), "{name}");
+            let mode = header.mode().unwrap();
+            let original = folder
+                .path()
+                .join(name.strip_prefix("app/").unwrap().trim_start_matches("data").trim_start_matches('/'));
+            if header.entry_type().is_file() {
+                let mut content = Vec::new();
+                entry.read_to_end(&mut content).unwrap();
+                assert!(content == fs::read(&original).unwrap(), "{name}");
+                assert_eq!(mode, if name == "app/data/tool" { 0o755 } else { 0o644 }, "{name}");
+            } else if header.entry_type().is_symlink() {
+                assert_eq!(entry.link_name().unwrap().unwrap(), fs::read_link(&original).unwrap());
+            } else {
+                assert_eq!((name.ends_with('/'), mode), (true, 0o755), "{name}");
+            }
+            names.push(name);
+        }
+        let mut sorted = names.clone();
+        sorted.sort();
+        sorted.dedup();
+        assert_eq!(names.len(), sorted.len(), "each once");
+        assert_eq!(names.len(), 13);
+        assert_eq!(names[..2], ["app/", "app/data/"]);
+    }
+
+    #[test]
+    fn tar_itself_unpacks_it() {
+        let (folder, out) = (folder(), tempfile::tempdir().unwrap());
+        let path = out.path().join("layer.tar");
+        fs::write(&path, archive(&Layer::data(folder.path(), "/data").unwrap())).unwrap();
+        let tar = Command::new("tar").arg("-C").arg(out.path()).arg("-xf").arg(&path).output().unwrap();
+        assert!(tar.status.success() && tar.stderr.is_empty(), "{}", String::from_utf8_lossy(&tar.stderr));
+        let diff = Command::new("diff").arg("-r").arg(folder.path()).arg(out.path().join("data")).output().unwrap();
+        assert!(diff.status.success(), "{}", String::from_utf8_lossy(&diff.stdout));
+    }
+
+    #[test]
+    fn what_an_image_cannot_have_is_refused_by_name() {
+        let check = |name: &str, make: &dyn Fn(&Path)| {
+            let folder = folder();
+            make(&folder.path().join(name));
+            let error = Layer::data(folder.path(), "/data").unwrap_err();
+            assert!(error.to_string().contains(name), "{error}");
+            error
+        };
+        let link = |target: &'static str| move |path: &Path| symlink(target, path).unwrap();
+        for target in ["/etc/passwd", "../../outside", "er/../../../outside"] {
+            let error = check("deep/way-out", &link(target));
+            assert!(matches!(error, LayerError::LinkOut { .. }), "{target}: {error}");
+        }
+        let error = Layer::data(&folder().path().join("b"), "/data").unwrap_err();
+        assert!(matches!(error, LayerError::Kind { what: "no folder", .. }), "{error}");
+    }
+
+    #[test]
+    fn a_pipe_in_a_folder_is_refused_rather_than_waited_for() {
+        let folder = folder();
+        assert!(Command::new("mkfifo").arg(folder.path().join("pipe")).status().unwrap().success());
+        let error = Layer::data(folder.path(), "/data").unwrap_err();
+        assert!(matches!(&error, LayerError::Kind { path, .. } if path.ends_with("pipe")), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_becomes_a_pipe_or_another_size_is_an_error() {
+        let folder = folder();
+        let layer = Layer::data(folder.path(), "/data").unwrap();
+        let b = folder.path().join("b");
+        for content in ["", "b", "bbb"] {
+            fs::write(&b, content).unwrap();
+            let error = layer.write_to(&mut io::sink()).unwrap_err();
+            assert!(matches!(&error, StreamError::Changed { path } if *path == b), "{error}");
+        }
+        fs::remove_file(&b).unwrap();
+        let error = layer.write_to(&mut io::sink()).unwrap_err();
+        assert!(matches!(&error, StreamError::Read { path, .. } if *path == b), "{error}");
+        assert!(Command::new("mkfifo").arg(&b).status().unwrap().success());
+        let error = layer.write_to(&mut io::sink()).unwrap_err();
+        assert!(matches!(&error, StreamError::Changed { path } if *path == b), "{error}");
+    }
+
+    #[test]
+    fn files_have_a_place_of_their_own() {
+        let folder = folder();
+        let (a, b) = (folder.path().join("a.csv"), folder.path().join("b"));
+        let wrong = |files: &[(&Path, &str)]| Layer::files(files.iter().copied()).unwrap_err().to_string();
+        for place in ["", "/", "app/x", "/app/../x", "../x", "/app/./../x"] {
+            assert!(wrong(&[(&a, place)]).contains("is no place in an image"), "{place}");
+        }
+        assert!(wrong(&[(&a, "/x"), (&b, "/x")]).contains("two files for one place in the image, `/x`"));
+        assert!(wrong(&[(&a, "/x"), (&b, "/x/y")]).contains("two files for one place in the image, `/x`"));
+        assert!(wrong(&[(folder.path(), "/x")]).contains("is no file"));
+        assert!(wrong(&[(&folder.path().join("none"), "/x")]).contains("none"));
+        let layer = Layer::files([(a.as_path(), "/app/x/a"), (b.as_path(), "/app/b")]).unwrap();
+        assert_eq!(layer.files_count(), 2);
+        archive(&layer);
     }
 }

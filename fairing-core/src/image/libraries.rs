@@ -509,8 +509,10 @@ fn normal(path: &Path) -> Option<PathBuf> {
 
 /// The whole file, if it is not longer than [`READ_LIMIT`].
 fn bounded(path: &Path) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path).ok()?.take(READ_LIMIT + 1).read_to_end(&mut bytes).ok()?;
+    let file = File::open(path).ok()?;
+    let size = file.metadata().ok()?.len();
+    let mut bytes = Vec::with_capacity(size.min(READ_LIMIT) as usize + 1);
+    file.take(READ_LIMIT + 1).read_to_end(&mut bytes).ok()?;
     (bytes.len() as u64 <= READ_LIMIT).then_some(bytes)
 }
 
@@ -544,4 +546,184 @@ fn musl_folders(loader: &str) -> Vec<PathBuf> {
 fn is_musl_itself(name: &str) -> bool {
     let Some(rest) = name.strip_prefix("lib") else { return false };
     ["c.", "pthread.", "rt.", "m.", "dl.", "util.", "xnet."].iter().any(|own| rest.starts_with(own))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// A folder in which small libraries and programs are compiled.
+    struct Workshop(tempfile::TempDir);
+
+    impl Workshop {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        fn at(&self, name: &str) -> PathBuf {
+            self.0.path().join(name)
+        }
+
+        /// Compiles a library or, without a `.so` in its name, a program that calls what it is linked to.
+        fn build(&self, name: &str, calls: &[&str], arguments: &[&str]) -> PathBuf {
+            let path = self.at(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            let declared: String = calls.iter().map(|call| format!("int {call}(void);")).collect();
+            let called: String = calls.iter().map(|call| format!(" + {call}()")).collect();
+            let file = path.file_name().unwrap().to_string_lossy().into_owned();
+            let (function, kind) = match file.split_once(".so") {
+                Some((name, _)) => (name.trim_start_matches("lib").to_owned(), vec!["-shared".to_owned()]),
+                None => ("main".to_owned(), Vec::new()),
+            };
+            let source = self.at("source.c");
+            fs::write(&source, format!("{declared} int {function}(void) {{ return 0{called}; }}")).unwrap();
+            let mut compiler = Command::new("cc");
+            compiler.args(["-fPIC", "-o"]).arg(&path).arg(&source).args(kind).args(arguments);
+            compiler.arg(format!("-Wl,-rpath-link,{}", self.0.path().display()));
+            let output = compiler.current_dir(self.0.path()).output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            path
+        }
+    }
+
+    fn of(program: &Path, library_path: Option<&str>) -> Result<Libraries, LibrariesError> {
+        Libraries::of(&Program::open(program).unwrap(), library_path.map(OsStr::new))
+    }
+
+    #[track_caller]
+    fn library<'a>(libraries: &'a Libraries, name: &str) -> &'a Library {
+        libraries.iter().find(|library| library.name == name).unwrap_or_else(|| panic!("no {name} in {libraries:?}"))
+    }
+
+    /// What the loader itself says that it would load, by name.
+    fn asked(program: &Path, loader: &Path) -> Vec<(String, PathBuf)> {
+        let output = Command::new(loader).arg("--list").arg(program).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).unwrap();
+        let lines = text.lines().filter_map(|line| line.trim().split_once(" => "));
+        let mut all: Vec<_> =
+            lines.map(|(name, path)| (name.to_owned(), PathBuf::from(path.rsplit_once(" (").unwrap().0))).collect();
+        all.sort();
+        all
+    }
+
+    #[test]
+    fn what_is_found_is_what_the_loader_loads() {
+        let mut compared = 0;
+        let programs =
+            ["/usr/bin/git", "/usr/bin/python3", "/usr/bin/perl", "/usr/bin/tar", "/usr/bin/curl", "/bin/bash"];
+        let own = std::env::current_exe().unwrap();
+        for program in programs.iter().map(Path::new).chain([own.as_path()]).filter(|program| program.exists()) {
+            let Ok(opened) = Program::open(program) else { continue };
+            let Some(loader) = opened.elf().interpreter.clone().filter(|loader| !loader.contains("musl")) else {
+                continue;
+            };
+            let libraries = Libraries::of(&opened, None).unwrap();
+            let baseline = |path: &Path| fs::canonicalize(path).unwrap();
+            let mut found: Vec<_> =
+                libraries.iter().skip(1).map(|library| (library.name.clone(), baseline(&library.path))).collect();
+            found.sort();
+            let loaded = asked(program, Path::new(&loader)).into_iter();
+            // The loader takes the copy for this very processor, which is not what is shipped.
+            let loaded: Vec<_> = loaded
+                .filter(|(name, _)| *name != loader)
+                .filter(|(_, path)| !path.to_string_lossy().contains("glibc-hwcaps"))
+                .map(|(name, path)| (name, baseline(&path)))
+                .collect();
+            let names = |list: &[(String, PathBuf)]| list.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+            assert!(loaded.iter().all(|entry| found.contains(entry)), "{}: {loaded:?} {found:?}", program.display());
+            assert!(names(&found).len() >= loaded.len());
+            compared += 1;
+        }
+        assert!(compared >= 2, "{compared} programs were compared");
+    }
+
+    #[test]
+    fn a_search_path_beside_the_program_is_the_same_in_the_image() {
+        let shop = Workshop::new();
+        shop.build("lib/liblow.so", &[], &[]);
+        shop.build("lib/libmid.so", &["low"], &["-Llib", "-llow", "-Wl,-rpath,$ORIGIN"]);
+        let program = shop.build("fit", &["mid"], &["-Llib", "-lmid", "-Wl,-rpath,$ORIGIN/../none:$ORIGIN/lib"]);
+        let libraries = of(&program, None).unwrap();
+        assert_eq!(library(&libraries, "libmid.so").at, Path::new("/app/lib/libmid.so"));
+        assert_eq!(library(&libraries, "liblow.so").at, Path::new("/app/lib/liblow.so"));
+        let in_base = libraries.beside_base();
+        let names: Vec<_> = in_base.iter().map(|library| library.name.as_str()).collect();
+        assert_eq!(names, ["libmid.so", "liblow.so"], "of a base, the C library is used");
+    }
+
+    #[test]
+    fn the_old_kind_of_search_path_holds_for_what_libraries_need_and_the_new_one_does_not() {
+        let shop = Workshop::new();
+        shop.build("lib/liblow.so", &[], &[]);
+        shop.build("lib/libmid.so", &["low"], &["-Llib", "-llow"]);
+        let link = |kind: &str| {
+            ["-Llib", "-lmid", "-Wl,-rpath-link,lib", "-Wl,-rpath,$ORIGIN/lib"]
+                .map(str::to_owned)
+                .into_iter()
+                .chain([kind.to_owned()])
+                .collect::<Vec<_>>()
+        };
+        let build = |name: &str, kind: &str| {
+            let arguments = link(kind);
+            shop.build(name, &["mid"], &arguments.iter().map(String::as_str).collect::<Vec<_>>())
+        };
+        let libraries = of(&build("old", "-Wl,--disable-new-dtags"), None).unwrap();
+        assert_eq!(library(&libraries, "liblow.so").at, Path::new("/app/lib/liblow.so"));
+        let error = of(&build("new", "-Wl,--enable-new-dtags"), None).unwrap_err();
+        let LibrariesError::NotFound { name, needed_by, .. } = &error else { panic!("{error}") };
+        assert_eq!((name.as_str(), needed_by.as_path()), ("liblow.so", shop.at("lib/libmid.so").as_path()));
+        assert!(error.to_string().contains("liblow.so"), "{error}");
+    }
+
+    #[test]
+    fn a_library_from_the_environment_goes_where_the_loader_looks_by_itself() {
+        let shop = Workshop::new();
+        shop.build("lib/liblow.so", &[], &[]);
+        let program = shop.build("fit", &["low"], &["-Llib", "-llow"]);
+        let error = of(&program, Some("/none")).unwrap_err().to_string();
+        assert!(error.contains("`/none`") && error.contains("`/etc/ld.so.cache`"), "{error}");
+        // Something else of that name, and one for another processor, are passed over.
+        fs::create_dir_all(shop.at("text")).unwrap();
+        fs::write(shop.at("text/liblow.so"), "INPUT(liblow.a)").unwrap();
+        fs::create_dir_all(shop.at("other")).unwrap();
+        let mut other = fs::read(shop.at("lib/liblow.so")).unwrap();
+        other[18] ^= 0xff;
+        fs::write(shop.at("other/liblow.so"), other).unwrap();
+        let folders = ["text", "other", "lib"].map(|name| shop.at(name).display().to_string()).join(":");
+        let libraries = of(&program, Some(&folders)).unwrap();
+        let low = library(&libraries, "liblow.so");
+        assert_eq!(low.path, shop.at("lib/liblow.so"));
+        let libc = library(&libraries, "libc.so.6");
+        assert_eq!(low.at.parent(), libc.at.parent());
+        let in_base = libraries.beside_base();
+        assert_eq!(library(&in_base, "liblow.so").at, Path::new("/app/lib/liblow.so"));
+    }
+
+    #[test]
+    fn a_library_of_a_driver_is_not_shipped() {
+        let shop = Workshop::new();
+        shop.build("libnvcuvid.so.1", &[], &["-Wl,-soname,libnvcuvid.so.1"]);
+        let program = shop.build("fit", &["nvcuvid"], &["-L.", "-l:libnvcuvid.so.1", "-Wl,-rpath,$ORIGIN"]);
+        let error = of(&program, None).unwrap_err();
+        assert!(matches!(error, LibrariesError::Driver { .. }), "{error}");
+        assert!(error.to_string().contains("set `base`"), "{error}");
+    }
+
+    #[test]
+    fn a_static_program_needs_nothing() {
+        let shop = Workshop::new();
+        let program = shop.build("fit", &[], &["-static"]);
+        assert!(of(&program, Some("/none")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_loader_that_is_not_there_is_named() {
+        let shop = Workshop::new();
+        let program = shop.build("fit", &[], &["-Wl,--dynamic-linker=/none/ld.so"]);
+        let error = of(&program, None).unwrap_err().to_string();
+        assert!(error.contains("`/none/ld.so`") && error.contains("link = \"static\""), "{error}");
+    }
 }

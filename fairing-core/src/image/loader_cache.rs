@@ -39,3 +39,63 @@ pub(super) fn cached(cache: &[u8], name: &str) -> Vec<PathBuf> {
     });
     paths.collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+    use std::process::Command;
+
+    use super::*;
+
+    /// `ldconfig` is often not on a user's search path.
+    fn ldconfig() -> Option<&'static Path> {
+        ["/sbin/ldconfig", "/usr/sbin/ldconfig"].map(Path::new).into_iter().find(|path| path.exists())
+    }
+
+    /// A cache that the real `ldconfig` wrote of a folder with one library, also in a copy for newer processors.
+    fn written(format: &str) -> Option<(Vec<u8>, tempfile::TempDir)> {
+        let folder = tempfile::tempdir().unwrap();
+        let newer = folder.path().join("lib/glibc-hwcaps/x86-64-v3");
+        fs::create_dir_all(&newer).unwrap();
+        let library = folder.path().join("lib/libsome.so.1");
+        let compiler = Command::new("cc")
+            .args(["-shared", "-Wl,-soname,libsome.so.1", "-x", "c", "/dev/null", "-o"])
+            .arg(&library)
+            .status();
+        assert!(compiler.unwrap().success());
+        fs::copy(&library, newer.join("libsome.so.1")).unwrap();
+        let conf = folder.path().join("conf");
+        fs::write(&conf, format!("{}\n", folder.path().join("lib").display())).unwrap();
+        let cache = folder.path().join("cache");
+        let mut command = Command::new(ldconfig()?);
+        let output = command.arg("-X").args(["-c", format, "-f"]).arg(&conf).arg("-C").arg(&cache).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Some((fs::read(&cache).unwrap(), folder))
+    }
+
+    #[test]
+    fn the_baseline_copy_is_found_in_either_format() {
+        for format in ["new", "compat"] {
+            let Some((cache, folder)) = written(format) else { return };
+            assert_eq!(cached(&cache, "libsome.so.1"), [folder.path().join("lib/libsome.so.1")], "{format}");
+            assert!(contains(&cache, b"/glibc-hwcaps/"), "the other copy is in it too");
+            assert!(cached(&cache, "libsome.so").is_empty());
+        }
+    }
+
+    #[test]
+    fn a_broken_cache_has_nothing_in_it() {
+        let Some((cache, _folder)) = written("compat") else { return };
+        for length in 0..cache.len() {
+            cached(&cache[..length], "libsome.so.1");
+        }
+        for at in 0..cache.len() {
+            let mut broken = cache.clone();
+            broken[at] = 0xff;
+            cached(&broken, "libsome.so.1");
+        }
+        assert!(cached(b"", "libsome.so.1").is_empty());
+        assert!(cached(b"ld.so-1.7.0\0\xff\xff\xff\xff", "libsome.so.1").is_empty());
+    }
+}

@@ -254,7 +254,8 @@ impl StaticBuild {
         }
         let artifacts = output.stdout.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         // The last one: whatever else was built was needed for it.
-        let built = artifacts.filter_map(|artifact| artifact.get("executable")?.as_str().map(PathBuf::from)).last();
+        let built =
+            artifacts.filter_map(|artifact| artifact.get("executable")?.as_str().map(PathBuf::from)).next_back();
         let path = built.ok_or_else(|| StaticBuildError::NothingBuilt { command: self.to_string() })?;
         let program = Program::open(&path)?;
         if !program.is_static() || program.architecture() != self.architecture {
@@ -517,4 +518,216 @@ fn listen(
         }
     };
     Ok(Output { status, stdout, last_lines: Vec::from(last).join("\n") })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    const SOURCE: &str = r#"
+        fn main() {
+            let sum: u64 = std::thread::spawn(|| (1..=10).sum()).join().unwrap();
+            println!("{} {sum} {}", std::env::consts::ARCH, cfg!(feature = "extra"));
+        }
+    "#;
+
+    /// A package of a user's, in a folder of its own.
+    struct Package(tempfile::TempDir);
+
+    impl Package {
+        fn new() -> Self {
+            let package = Self(tempfile::tempdir().unwrap());
+            let manifest = "[package]\nname = \"some-thing\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\
+                [features]\ndefault = [\"usual\"]\nusual = []\nextra = []\n\
+                [profile.quick]\ninherits = \"release\"\n[workspace]\n";
+            for (name, text) in [
+                ("Cargo.toml", manifest),
+                ("src/main.rs", SOURCE),
+                ("examples/my-fit.rs", SOURCE),
+                ("examples/broken.rs", "fn main() { nonsense() }"),
+            ] {
+                let path = package.at(name);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, text).unwrap();
+            }
+            package
+        }
+
+        fn at(&self, name: &str) -> PathBuf {
+            self.0.path().join(name)
+        }
+
+        fn cargo(&self, arguments: &[&str]) {
+            let mut cargo = Command::new(cargo());
+            cargo.args(arguments).arg("--quiet").current_dir(self.0.path()).env_remove("CARGO_TARGET_DIR");
+            let output = cargo.output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        }
+
+        fn origin(&self, executable: &str) -> Origin {
+            Origin {
+                cargo: cargo(),
+                manifest_folder: self.0.path().to_owned(),
+                package: "some-thing".to_owned(),
+                executable: self.at(executable),
+            }
+        }
+
+        fn build(&self, executable: &str, architecture: Architecture) -> Result<StaticBuild, StaticBuildError> {
+            let mut build = StaticBuild::new(&self.origin(executable), architecture, &|name| std::env::var_os(name))?;
+            // The tests' own cargo may have been told another folder.
+            build.env.push(("CARGO_TARGET_DIR".to_owned(), self.at("target").into()));
+            Ok(build)
+        }
+    }
+
+    fn cargo() -> OsString {
+        env!("CARGO").into()
+    }
+
+    /// A target that this machine's compiler lacks is a reason to skip, and never in CI.
+    fn skipped(error: &StaticBuildError) -> bool {
+        let is_missing = matches!(error, StaticBuildError::TargetMissing { .. });
+        assert!(!(is_missing && std::env::var_os("CI").is_some()), "{error}");
+        is_missing
+    }
+
+    #[test]
+    fn a_program_for_another_processor_is_static_and_runs_on_it() {
+        let package = Package::new();
+        package.cargo(&["build", "--example", "my-fit", "--profile", "quick", "--features", "extra"]);
+        let build = match package.build("target/quick/examples/my-fit", Architecture::Arm64) {
+            Ok(build) => build,
+            Err(error) if skipped(&error) => return,
+            Err(error) => panic!("{error}"),
+        };
+        let command = build.to_string();
+        for part in
+            ["--example my-fit", "--profile quick", "--features default,extra,usual", "aarch64-unknown-linux-musl"]
+        {
+            assert!(command.contains(part), "{command}");
+        }
+        let mut said = Vec::new();
+        let program = build.run(&mut |line| said.push(line.to_owned())).unwrap();
+        assert!(said.iter().any(|line| line.contains("Compiling some-thing")), "{said:?}");
+        assert_eq!(
+            (program.architecture(), program.is_static(), program.name()),
+            (Architecture::Arm64, true, "my-fit")
+        );
+        let Ok(output) = Command::new("qemu-aarch64").arg(program.path()).output() else {
+            assert!(std::env::var_os("CI").is_none(), "qemu-aarch64 is not installed (package qemu-user)");
+            return;
+        };
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "aarch64 55 true\n");
+    }
+
+    #[test]
+    fn a_failed_build_says_the_command_and_the_compilers_last_lines() {
+        let package = Package::new();
+        let build = match package.build("target/debug/examples/broken", Architecture::current().unwrap()) {
+            Ok(build) => build,
+            Err(error) if skipped(&error) => return,
+            Err(error) => panic!("{error}"),
+        };
+        let error = build.run(&mut |_| {}).unwrap_err();
+        let StaticBuildError::Failed { command, last_lines, .. } = &error else { panic!("{error}") };
+        assert!(command.contains("--example broken"), "{command}");
+        assert!(last_lines.contains("nonsense") && last_lines.contains("could not compile"), "{last_lines}");
+    }
+
+    #[test]
+    fn a_running_program_is_found_in_its_package() {
+        let package = Package::new();
+        let manifest = package.at("Cargo.toml");
+        let metadata = metadata(&package.origin("none"), &manifest).unwrap();
+        let check = |executable: &str, expected: Option<Wanted>| {
+            let found = wanted(&package.origin(executable), &metadata);
+            assert_eq!(found.as_ref().ok(), expected.as_ref(), "{executable}: {found:?}");
+        };
+        let bin = || Some(Wanted::Bin("some-thing".to_owned()));
+        let example = || Some(Wanted::Example("my-fit".to_owned()));
+        check("target/debug/some-thing", bin());
+        check("target/x86_64-unknown-linux-gnu/quick/some-thing", bin());
+        check("target/debug/deps/some_thing-0123456789abcdef", bin());
+        check("target/debug/some-thing (deleted)", bin());
+        check("target/debug/examples/my-fit", example());
+        check("target/debug/examples/my_fit-0123456789abcdef", example());
+        check("target/debug/my-fit", None);
+        check("target/debug/renamed", None);
+        let error = wanted(&package.origin("renamed"), &metadata).unwrap_err().to_string();
+        assert!(error.contains("`some-thing`") && error.contains("`renamed`"), "{error}");
+    }
+
+    #[test]
+    fn the_features_of_the_running_program_are_those_it_was_built_with() {
+        let package = Package::new();
+        let features = |executable: &str, wanted: Wanted| {
+            let origin = package.origin(executable);
+            features_of(&origin, profile_folder(&origin.executable)?, &wanted)
+        };
+        let bin = || Wanted::Bin("some-thing".to_owned());
+        let example = || Wanted::Example("my-fit".to_owned());
+        assert_eq!(features("target/debug/some-thing", bin()), None, "not built yet");
+        package.cargo(&["build", "--features", "extra"]);
+        package.cargo(&["build", "--example", "my-fit", "--no-default-features"]);
+        assert_eq!(features("target/debug/some-thing", bin()).unwrap(), ["default", "extra", "usual"]);
+        assert!(features("target/debug/examples/my-fit", example()).unwrap().is_empty());
+        package.cargo(&["build", "--no-default-features"]);
+        assert!(features("target/debug/some-thing", bin()).unwrap().is_empty(), "built again, without");
+        fs::remove_file(package.at("target/debug/some-thing")).unwrap();
+        assert!(features("target/debug/some-thing", bin()).unwrap().is_empty(), "the last one if it is gone");
+    }
+
+    #[test]
+    fn a_program_that_cargo_did_not_start_is_refused() {
+        let all = BTreeMap::from([("CARGO_MANIFEST_DIR", "/package"), ("CARGO_PKG_NAME", "some-thing")]);
+        assert!(Origin::read(&|name| all.get(name).map(OsString::from)).is_ok());
+        for missing in all.keys() {
+            let error =
+                Origin::read(&|name| all.get(name).filter(|_| name != *missing).map(OsString::from)).unwrap_err();
+            assert!(matches!(error, StaticBuildError::NotFromCargo), "{missing}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_target_that_is_not_installed_gives_the_command_that_installs_it() {
+        let package = Package::new();
+        let error = check_target(&package.origin("x"), "mips-unknown-linux-musl", &|_| None).unwrap_err().to_string();
+        assert!(error.contains("`rustup target add mips-unknown-linux-musl`"), "{error}");
+    }
+
+    #[test]
+    fn a_linker_of_the_users_stays() {
+        let target = "aarch64-unknown-linux-musl";
+        let with = |set: &'static [(&str, &str)]| {
+            let env =
+                move |name: &str| set.iter().find(|(other, _)| *other == name).map(|(_, value)| OsString::from(value));
+            let (tools, _) = tools(Architecture::Arm64, target, &env);
+            tools.into_iter().map(|(name, value)| (name, value.into_string().unwrap())).collect::<Vec<_>>()
+        };
+        if Architecture::current() != Some(Architecture::Amd64) {
+            return;
+        }
+        const LINKER: &str = "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER";
+        assert_eq!(with(&[]), [(LINKER.to_owned(), "rust-lld".to_owned())], "no gcc on the search path");
+        assert!(with(&[(LINKER, "mine")]).is_empty());
+        let home = tempfile::tempdir().unwrap();
+        fs::write(home.path().join("config.toml"), format!("[target.{target}]\nlinker = \"mine\"\n")).unwrap();
+        let home = home.path().as_os_str().to_owned();
+        let (tools, remedy) = tools(Architecture::Arm64, target, &|name| (name == "CARGO_HOME").then(|| home.clone()));
+        assert_eq!(tools, []);
+        assert!(remedy.unwrap().contains("gcc-aarch64-linux-gnu"));
+    }
+
+    #[test]
+    fn a_tool_that_hangs_is_ended() {
+        let mut sleep = Command::new("sleep");
+        sleep.arg("1000");
+        let Err(error) = listen(sleep, Duration::from_millis(20), "waiting", &mut |_| {}) else {
+            panic!("it did not end by itself")
+        };
+        assert!(matches!(error, StaticBuildError::Deadline { what: "waiting", .. }), "{error}");
+    }
 }

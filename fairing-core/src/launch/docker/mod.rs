@@ -28,7 +28,6 @@ mod pull;
 mod stream;
 mod sweep;
 mod tidy;
-
 mod way;
 
 use std::collections::HashMap;
