@@ -104,6 +104,8 @@ pub mod __private;
 
 pub use config::LaunchOptions;
 pub use fairing_macros::distributed_training;
+#[cfg(feature = "docker")]
+pub use launch::docker::{Swept, sweep};
 pub use protocol::failure::{Failure, FailureKind};
 #[cfg(feature = "docker")]
 pub use run::ImageError;

@@ -527,7 +527,7 @@ mod tests {
             }"#]]
         .assert_eq(&pretty(config(&image)));
         let names = layers().map(|layer| (layer.name, layer.diff_id));
-        assert_eq!(config_on_nothing(&names, Architecture::Arm64, &settings()), config(&image));
+        assert_eq!(configuration(None, &names, Architecture::Arm64, &settings()).unwrap().0, config(&image));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::append::{AppendError, Base, Settings, configuration};
 use super::content::StreamError;
-use super::layer::{Layer, LayerName};
+use super::layer::{Layer, LayerName, diff_ids};
 use super::{Architecture, Digest};
 
 /// Failure to prepare an archive. Returned by [`Archive::new`].
@@ -51,15 +51,11 @@ impl<'a> Archive<'a> {
         architecture: Architecture,
         settings: &Settings,
     ) -> Result<Self, ArchiveError> {
-        let own: Vec<(LayerName, Digest)> = std::thread::scope(|scope| {
-            let hashing: Vec<_> = layers.iter().map(|layer| (layer, scope.spawn(|| layer.diff_id()))).collect();
-            let hashed = hashing.into_iter().map(|(layer, thread)| {
-                let diff_id = thread.join().expect("hashing a layer does not panic");
-                let layer = layer.name();
-                Ok((layer, diff_id.map_err(|source| ArchiveError::Layer { layer, source })?))
-            });
-            hashed.collect::<Result<_, ArchiveError>>()
-        })?;
+        let named = |(layer, diff_id): (&Layer, Result<Digest, StreamError>)| {
+            let layer = layer.name();
+            Ok((layer, diff_id.map_err(|source| ArchiveError::Layer { layer, source })?))
+        };
+        let own = layers.iter().zip(diff_ids(layers)).map(named).collect::<Result<Vec<_>, ArchiveError>>()?;
         let (config, diff_ids) = configuration(base, &own, architecture, settings)?;
         Ok(Self { image_id: Digest::of(&config), config, diff_ids, layers })
     }

@@ -12,13 +12,12 @@
 use std::fs::{self, File, FileTimes};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
-use super::compress::{self, VERSION};
+use super::compress::{self, Compressor, VERSION};
 use super::content::{Content, StreamError};
 use super::layer::{Hasher, Layer, LayerName};
 use super::{Blob, Descriptor, Digest, LAYER, Source};
@@ -125,29 +124,31 @@ impl Cache {
     ///
     /// [`CacheError`].
     pub fn pack(&self, layer: &Layer) -> Result<Packed, CacheError> {
-        self.pack_hashed(layer, layer.diff_id())
+        let mut packed = self.pack_all(std::slice::from_ref(layer))?;
+        Ok(packed.pop().expect("one layer for one"))
     }
 
-    fn pack_hashed(&self, layer: &Layer, diff_id: Result<Digest, StreamError>) -> Result<Packed, CacheError> {
-        let diff_id = diff_id.map_err(|source| CacheError::Layer { layer: layer.name(), source })?;
-        match self.known(&diff_id) {
-            Some(descriptor) => Ok(self.packed(layer, diff_id, descriptor, false)),
-            None => self.make(layer, &diff_id),
-        }
-    }
-
-    /// [`Cache::pack`] for the layers of one image, which are read at the same time; in their order.
+    /// [`Cache::pack`] for the layers of one image; in their order.
     ///
     /// # Errors
     ///
     /// [`CacheError`].
     pub fn pack_all(&self, layers: &[Layer]) -> Result<Vec<Packed>, CacheError> {
-        let diff_ids: Vec<_> = thread::scope(|scope| {
-            let threads: Vec<_> = layers.iter().map(|layer| scope.spawn(|| layer.diff_id())).collect();
-            threads.into_iter().map(|thread| thread.join().expect("hashing a layer does not panic")).collect()
-        });
-        // Compressing takes every core by itself.
-        layers.iter().zip(diff_ids).map(|(layer, diff_id)| self.pack_hashed(layer, diff_id)).collect()
+        let diff_ids = diff_ids(layers)?;
+        let known: Vec<_> = diff_ids.iter().map(|diff_id| self.known(diff_id)).collect();
+        let all = layers.iter().zip(diff_ids).zip(known);
+        let pack = |compressor: &mut Option<&mut Compressor<'_>>, ((layer, diff_id), known)| match (known, compressor) {
+            (Some(descriptor), _) => Ok(self.packed(layer, diff_id, descriptor, false)),
+            (None, Some(compressor)) => self.make(compressor, layer, &diff_id),
+            (None, None) => unreachable!("threads are started if one layer is not known"),
+        };
+        if all.clone().all(|(_, known)| known.is_some()) {
+            return all.map(|layer| pack(&mut None, layer)).collect();
+        }
+        compress::with_compressor(|compressor| {
+            let mut compressor = Some(compressor);
+            all.map(|layer| pack(&mut compressor, layer)).collect()
+        })
     }
 
     /// Reads the compressed form of `layer`, and makes it again if it is not what it should be.
@@ -163,7 +164,7 @@ impl Cache {
         if packed.is_checked || is_whole(&blob, &packed.blob.descriptor) {
             return Ok(Packed { is_checked: true, ..packed });
         }
-        self.make(layer, &packed.diff_id)
+        compress::with_compressor(|compressor| self.make(compressor, layer, &packed.diff_id))
     }
 
     /// The descriptor of a compressed layer that seems to be there.
@@ -181,9 +182,9 @@ impl Cache {
         Some(Descriptor { media_type: LAYER.to_owned(), digest: index.digest, size: index.size })
     }
 
-    fn make(&self, layer: &Layer, diff_id: &Digest) -> Result<Packed, CacheError> {
+    fn make(&self, compressor: &mut Compressor<'_>, layer: &Layer, diff_id: &Digest) -> Result<Packed, CacheError> {
         let mut file = self.temporary()?;
-        let compressed = compress::compress(layer, file.as_file_mut()).map_err(|error| match error {
+        let compressed = compressor.compress(layer, file.as_file_mut()).map_err(|error| match error {
             StreamError::Write(source) => self.failed(source),
             source => CacheError::Layer { layer: layer.name(), source },
         })?;
@@ -257,6 +258,16 @@ impl Cache {
     }
 }
 
+/// The digests of the archives, in the order of the layers.
+fn diff_ids(layers: &[Layer]) -> Result<Vec<Digest>, CacheError> {
+    let failed = |layer: &Layer, source| CacheError::Layer { layer: layer.name(), source };
+    super::layer::diff_ids(layers)
+        .into_iter()
+        .zip(layers)
+        .map(|(diff_id, layer)| diff_id.map_err(|source| failed(layer, source)))
+        .collect()
+}
+
 fn check(diff_id: &Digest, digest: &Digest, size: u64) -> Digest {
     Digest::of(format!("{VERSION} {diff_id} {digest} {size}").as_bytes())
 }
@@ -264,13 +275,15 @@ fn check(diff_id: &Digest, digest: &Digest, size: u64) -> Digest {
 /// Whether the file is exactly what the descriptor says.
 fn is_whole(path: &Path, descriptor: &Descriptor) -> bool {
     let mut sha256 = Hasher::default();
-    let mut buffer = Box::new([0; super::content::BUFFER]);
+    let mut buffer = [0; super::content::BUFFER];
     let content = Content::whole(path.to_owned(), descriptor.size);
     content.write_to(&mut sha256, &mut buffer).is_ok() && sha256.digest() == descriptor.digest
 }
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::*;
 
     struct Place {
@@ -427,7 +440,8 @@ mod tests {
         assert!(matches!(error, CacheError::Layer { source: StreamError::Changed { .. }, .. }), "{error}");
         fs::write(&file, vec![8; 100_000]).unwrap();
         let stale = Digest::of(b"what it was");
-        let error = place.cache.make(&place.layer, &stale).unwrap_err();
+        let error =
+            compress::with_compressor(|compressor| place.cache.make(compressor, &place.layer, &stale)).unwrap_err();
         assert!(matches!(error, CacheError::Changed { layer: LayerName::Files }), "{error}");
     }
 }

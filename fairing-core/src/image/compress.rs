@@ -17,13 +17,13 @@ use super::{Descriptor, Digest, LAYER};
 
 /// What decides about the compressed bytes beside the uncompressed ones. A test fails when they change, as with a new
 /// version of the compressor; then this changes too, and nothing old is taken from a cache.
-pub(super) const VERSION: &str = "gzip-1-512k-a";
+pub(super) const VERSION: &str = "gzip-1-256k-a";
 
-/// Each block costs 18 bytes and what its beginning cannot know of what was before it, together below a tenth of a
-/// percent; and as many of them are in memory as [`DEPTH`] says.
-const BLOCK: usize = 512 << 10;
+/// Each block costs 18 bytes and what its beginning cannot know of what was before it, together below half a percent; and
+/// as many of them are in memory as [`DEPTH`] says.
+const BLOCK: usize = 256 << 10;
 
-/// More cores than this compress faster than a disk or a network takes it, and each takes 2 MiB.
+/// More cores than this compress faster than a disk or a network takes it, and each takes 1 MiB.
 const THREADS_LIMIT: usize = 4;
 
 /// Blocks under way for each thread: one that it works on and one that waits.
@@ -38,52 +38,89 @@ pub(super) struct Compressed {
     pub(super) descriptor: Descriptor,
 }
 
-/// Writes the compressed form of `layer` to `to`.
-pub(super) fn compress(layer: &Layer, to: &mut dyn Write) -> Result<Compressed, StreamError> {
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS_LIMIT);
-    compress_with(threads, to, |blocks| layer.write_to(blocks))
+/// The threads that compress, for one layer after another.
+pub(super) struct Compressor<'scope> {
+    workers: Vec<Worker<'scope>>,
+    /// Blocks to fill again.
+    spare: Vec<Block>,
 }
 
-fn compress_with(
-    threads: usize,
-    to: &mut dyn Write,
-    write: impl FnOnce(&mut dyn Write) -> Result<(), StreamError>,
-) -> Result<Compressed, StreamError> {
+/// Starts the threads, and ends them when `work` is done.
+pub(super) fn with_compressor<T>(work: impl FnOnce(&mut Compressor<'_>) -> T) -> T {
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS_LIMIT);
+    with_threads(threads, work)
+}
+
+fn with_threads<T>(threads: usize, work: impl FnOnce(&mut Compressor<'_>) -> T) -> T {
     thread::scope(|scope| {
         let workers = (0..threads).map(|_| Worker::start(scope)).collect();
+        work(&mut Compressor { workers, spare: Vec::new() })
+    })
+}
+
+impl Compressor<'_> {
+    /// Writes the compressed form of `layer` to `to`.
+    pub(super) fn compress(&mut self, layer: &Layer, to: &mut dyn Write) -> Result<Compressed, StreamError> {
+        self.compress_what(to, |blocks| layer.write_to(blocks))
+    }
+
+    fn compress_what(
+        &mut self,
+        to: &mut dyn Write,
+        write: impl FnOnce(&mut dyn Write) -> Result<(), StreamError>,
+    ) -> Result<Compressed, StreamError> {
         let mut blocks = Blocks {
-            workers,
+            block: self.spare.pop().unwrap_or_else(Block::new),
+            compressor: self,
             started: 0,
             finished: 0,
-            block: Vec::with_capacity(BLOCK),
-            spare: Vec::new(),
             diff_id: Hasher::default(),
             blob: Hasher::default(),
             size: 0,
             to,
         };
-        write(&mut blocks)?;
-        blocks.finish().map_err(StreamError::Write)
-    })
+        let written = write(&mut blocks).and_then(|()| blocks.finish().map_err(StreamError::Write));
+        if written.is_err() {
+            blocks.abandon();
+        }
+        written?;
+        let Blocks { diff_id, blob, size, .. } = blocks;
+        let descriptor = Descriptor { media_type: LAYER.to_owned(), digest: blob.digest(), size };
+        Ok(Compressed { diff_id: diff_id.digest(), descriptor })
+    }
+}
+
+/// Memory that goes to a worker full and comes back to be filled again. The workers allocate nothing themselves: an
+/// allocator keeps some MiB for each thread that does.
+struct Block {
+    bytes: Vec<u8>,
+    member: Vec<u8>,
+}
+
+impl Block {
+    fn new() -> Self {
+        // What cannot be compressed becomes longer by a few bytes for each 16 KiB, and has a head and a tail.
+        Self { bytes: Vec::with_capacity(BLOCK), member: Vec::with_capacity(BLOCK + BLOCK / 1024 + 1024) }
+    }
 }
 
 /// One thread that compresses. Blocks go around the workers in turn, so they come back in order.
 struct Worker<'scope> {
-    blocks: SyncSender<Vec<u8>>,
-    members: Receiver<(Vec<u8>, Vec<u8>)>,
+    blocks: SyncSender<Block>,
+    members: Receiver<Block>,
     _thread: ScopedJoinHandle<'scope, ()>,
 }
 
 impl<'scope> Worker<'scope> {
     fn start(scope: &'scope thread::Scope<'scope, '_>) -> Self {
-        let (blocks, receive) = sync_channel::<Vec<u8>>(DEPTH);
+        let (blocks, receive) = sync_channel::<Block>(DEPTH);
         let (send, members) = sync_channel(DEPTH);
+        let mut deflate = Compress::new(Compression::new(1), false);
         let thread = scope.spawn(move || {
-            let mut deflate = Compress::new(Compression::new(1), false);
-            for block in receive {
-                let member = member(&mut deflate, &block);
+            for mut block in receive {
+                make_member(&mut deflate, &mut block);
                 // Nobody listens any more once writing has failed.
-                if send.send((block, member)).is_err() {
+                if send.send(block).is_err() {
                     return;
                 }
             }
@@ -94,13 +131,11 @@ impl<'scope> Worker<'scope> {
 
 /// Takes the archive and writes its members.
 struct Blocks<'a, 'scope> {
-    workers: Vec<Worker<'scope>>,
+    compressor: &'a mut Compressor<'scope>,
     /// Number of blocks given to workers and taken back.
     started: usize,
     finished: usize,
-    block: Vec<u8>,
-    /// Blocks to fill again.
-    spare: Vec<Vec<u8>>,
+    block: Block,
     diff_id: Hasher,
     blob: Hasher,
     size: u64,
@@ -109,48 +144,61 @@ struct Blocks<'a, 'scope> {
 
 impl Blocks<'_, '_> {
     fn start_block(&mut self) -> io::Result<()> {
-        if self.started - self.finished == self.workers.len() * DEPTH {
+        let workers = self.compressor.workers.len();
+        if self.started - self.finished == workers * DEPTH {
             self.finish_block()?;
         }
-        let next = self.spare.pop().unwrap_or_else(|| Vec::with_capacity(BLOCK));
+        let next = self.compressor.spare.pop().unwrap_or_else(Block::new);
         let block = std::mem::replace(&mut self.block, next);
-        let worker = &self.workers[self.started % self.workers.len()];
+        let worker = &self.compressor.workers[self.started % workers];
         worker.blocks.send(block).expect("a worker ends only when nobody sends any more");
         self.started += 1;
         Ok(())
     }
 
-    fn finish_block(&mut self) -> io::Result<()> {
-        let worker = &self.workers[self.finished % self.workers.len()];
-        let (mut block, member) = worker.members.recv().expect("a worker answers each block");
+    fn take_back(&mut self) -> Block {
+        let worker = &self.compressor.workers[self.finished % self.compressor.workers.len()];
+        let block = worker.members.recv().expect("a worker answers each block");
         self.finished += 1;
-        block.clear();
-        self.spare.push(block);
-        self.to.write_all(&member)?;
-        self.blob.write_all(&member)?;
-        self.size += member.len() as u64;
-        Ok(())
+        block
     }
 
-    fn finish(mut self) -> io::Result<Compressed> {
+    fn finish_block(&mut self) -> io::Result<()> {
+        let mut block = self.take_back();
+        let written = self.to.write_all(&block.member);
+        self.blob.write_all(&block.member)?;
+        self.size += block.member.len() as u64;
+        block.bytes.clear();
+        self.compressor.spare.push(block);
+        written
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
         // Nothing at all is one empty member: no file without any is gzip.
-        if !self.block.is_empty() || self.started == 0 {
+        if !self.block.bytes.is_empty() || self.started == 0 {
             self.start_block()?;
         }
         while self.finished < self.started {
             self.finish_block()?;
         }
-        let descriptor = Descriptor { media_type: LAYER.to_owned(), digest: self.blob.digest(), size: self.size };
-        Ok(Compressed { diff_id: self.diff_id.digest(), descriptor })
+        Ok(())
+    }
+
+    /// Takes back what is still with the workers, so that the next layer finds them without work.
+    fn abandon(&mut self) {
+        while self.finished < self.started {
+            self.take_back();
+        }
     }
 }
 
 impl Write for Blocks<'_, '_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let taken = bytes.len().min(BLOCK - self.block.len());
+        let block = &mut self.block.bytes;
+        let taken = bytes.len().min(BLOCK - block.len());
         self.diff_id.write_all(&bytes[..taken])?;
-        self.block.extend_from_slice(&bytes[..taken]);
-        if self.block.len() == BLOCK {
+        block.extend_from_slice(&bytes[..taken]);
+        if block.len() == BLOCK {
             self.start_block()?;
         }
         Ok(taken)
@@ -161,25 +209,26 @@ impl Write for Blocks<'_, '_> {
     }
 }
 
-/// `block` as a gzip member: no name, no time, and the mark for an unknown system, so that only the content counts.
-fn member(deflate: &mut Compress, block: &[u8]) -> Vec<u8> {
+/// Makes a gzip member of the block's bytes: no name, no time, and the mark for an unknown system, so that only the
+/// content counts.
+fn make_member(deflate: &mut Compress, block: &mut Block) {
     const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 4, 255];
-    let mut member = Vec::with_capacity(block.len() / 2 + 1024);
+    let Block { bytes, member } = block;
+    member.clear();
     member.extend_from_slice(&HEADER);
     deflate.reset();
     loop {
-        let rest = &block[deflate.total_in() as usize..];
-        let status = deflate.compress_vec(rest, &mut member, FlushCompress::Finish);
+        let rest = &bytes[deflate.total_in() as usize..];
+        let status = deflate.compress_vec(rest, member, FlushCompress::Finish);
         match status.expect("deflate takes any bytes and a buffer with room") {
             Status::StreamEnd => break,
             Status::Ok | Status::BufError => member.reserve(64 << 10),
         }
     }
     let mut crc = Crc::new();
-    crc.update(block);
+    crc.update(bytes);
     member.extend_from_slice(&crc.sum().to_le_bytes());
-    member.extend_from_slice(&(block.len() as u32).to_le_bytes());
-    member
+    member.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
 }
 
 #[cfg(test)]
@@ -187,7 +236,6 @@ mod tests {
     use std::io::Read;
     use std::process::{Command, Stdio};
 
-    use super::super::layer::LayerName;
     use super::*;
 
     /// Bytes of a program are something between noise and zeros.
@@ -202,7 +250,9 @@ mod tests {
 
     fn compressed(threads: usize, bytes: &[u8]) -> (Compressed, Vec<u8>) {
         let mut out = Vec::new();
-        let compressed = compress_with(threads, &mut out, |blocks| blocks.write_all(bytes).map_err(StreamError::Write));
+        let compressed = with_threads(threads, |compressor| {
+            compressor.compress_what(&mut out, |blocks| blocks.write_all(bytes).map_err(StreamError::Write))
+        });
         (compressed.unwrap(), out)
     }
 
@@ -240,16 +290,21 @@ mod tests {
     fn the_compressor_is_the_one_that_its_version_names() {
         let (described, _) = compressed(2, &bytes(2 * BLOCK));
         let digest = "sha256:cfd94fc0d3c4b1528feb932725219a10c54fefcd5e8f26fa68c7d29ac0e5c0d7";
-        assert_eq!((VERSION, described.descriptor.digest.to_string().as_str()), ("gzip-1-512k-a", digest));
+        assert_eq!((VERSION, described.descriptor.digest.to_string().as_str()), ("gzip-1-256k-a", digest));
     }
 
     #[test]
-    fn a_disk_that_is_full_ends_it() {
+    fn a_disk_that_is_full_ends_one_layer_and_not_the_next() {
         let mut full = std::fs::File::options().write(true).open("/dev/full").unwrap();
-        let bytes = bytes(20 * BLOCK);
-        let error = compress_with(2, &mut full, |blocks| blocks.write_all(&bytes).map_err(StreamError::Write));
-        let Err(StreamError::Write(error)) = error else { panic!("{error:?}") };
-        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        let original = bytes(20 * BLOCK);
+        let write = |blocks: &mut dyn Write| blocks.write_all(&original).map_err(StreamError::Write);
+        let again = with_threads(2, |compressor| {
+            let error = compressor.compress_what(&mut full, write);
+            let Err(StreamError::Write(error)) = error else { panic!("{error:?}") };
+            assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+            compressor.compress_what(&mut io::sink(), write).unwrap()
+        });
+        assert_eq!(again, compressed(1, &original).0);
     }
 
     #[test]
@@ -258,9 +313,27 @@ mod tests {
         let path = folder.path().join("data");
         std::fs::write(&path, "some").unwrap();
         let layer = Layer::files([(path.as_path(), "/app/data")]).unwrap();
-        assert_eq!(layer.name(), LayerName::Files);
         std::fs::write(&path, "some more").unwrap();
-        let error = compress(&layer, &mut io::sink()).unwrap_err();
+        let error = with_compressor(|compressor| compressor.compress(&layer, &mut io::sink())).unwrap_err();
         assert!(matches!(error, StreamError::Changed { .. }), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_be_compressed_is_kept_and_fits_the_memory_that_is_there_for_it() {
+        let mut state = 1_u64;
+        let noise: Vec<u8> = std::iter::repeat_with(|| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        })
+        .take(BLOCK)
+        .collect();
+        let mut block = Block::new();
+        let before = block.member.capacity();
+        block.bytes.extend_from_slice(&noise);
+        make_member(&mut Compress::new(Compression::new(1), false), &mut block);
+        assert_eq!(block.member.capacity(), before, "{}", block.member.len());
+        assert!(block.member.len() > BLOCK);
     }
 }

@@ -6,8 +6,8 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// One read and one write; small enough to stay in the processor's cache until it is hashed.
-pub(super) const BUFFER: usize = 128 << 10;
+/// One read and one write; small enough for a stack, and to stay in the processor's cache until it is hashed.
+pub(super) const BUFFER: usize = 64 << 10;
 
 /// Failure to pass a layer's bytes on.
 #[derive(Debug, thiserror::Error)]

@@ -249,7 +249,7 @@ fn table<T: Pod>(file: &File, offset: u64, count: u64, size: u64, what: &'static
 pub(super) fn search(file: &File, offset: u64, size: u64, needles: &[&[u8]]) -> io::Result<Vec<usize>> {
     const OVERLAP: usize = 32;
     let mut found = vec![false; needles.len()];
-    let mut buffer = vec![0; BUFFER];
+    let mut buffer = [0; BUFFER];
     let end = offset.saturating_add(size);
     let (mut at, mut kept) = (offset, 0);
     while at < end {

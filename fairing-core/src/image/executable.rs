@@ -294,7 +294,7 @@ mod tests {
 
     fn packed(program: &Program) -> Vec<u8> {
         let mut bytes = Vec::new();
-        program.content().write_to(&mut bytes, &mut Box::new([0; BUFFER])).unwrap();
+        program.content().write_to(&mut bytes, &mut [0; BUFFER]).unwrap();
         assert_eq!(bytes.len() as u64, program.size_bytes());
         bytes
     }

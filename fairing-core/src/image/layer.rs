@@ -226,7 +226,7 @@ impl Layer {
     ///
     /// [`StreamError`]; then what was written is not the layer.
     pub fn write_to(&self, to: &mut dyn Write) -> Result<(), StreamError> {
-        let mut buffer = Box::new([0; BUFFER]);
+        let mut buffer = [0; BUFFER];
         let zeros = [0; BLOCK as usize];
         for (path, entry) in &self.entries {
             let mut header = tar::Header::new_gnu();
@@ -347,6 +347,32 @@ impl Layer {
         }
         Ok(())
     }
+}
+
+/// Smaller layers are hashed one after another: a thread costs an allocator some MiB.
+const HASHED_BESIDE: u64 = 8 << 20;
+
+/// The digests of the archives, in the order of the layers. Large ones are read at the same time.
+pub(super) fn diff_ids(layers: &[Layer]) -> Vec<Result<Digest, StreamError>> {
+    let largest = layers.iter().map(Layer::size_bytes).enumerate().max_by_key(|(_, size)| *size).map(|(at, _)| at);
+    std::thread::scope(|scope| {
+        let start = |(at, layer): (usize, &'_ Layer)| {
+            let beside = Some(at) != largest && layer.size_bytes() >= HASHED_BESIDE;
+            beside.then(|| {
+                let layer = layer.clone();
+                scope.spawn(move || layer.diff_id())
+            })
+        };
+        let threads: Vec<_> = layers.iter().enumerate().map(start).collect();
+        let here: Vec<_> =
+            layers.iter().zip(&threads).map(|(layer, thread)| thread.is_none().then(|| layer.diff_id())).collect();
+        let join =
+            |thread: std::thread::ScopedJoinHandle<'_, _>| thread.join().expect("hashing a layer does not panic");
+        here.into_iter()
+            .zip(threads)
+            .map(|(here, thread)| here.unwrap_or_else(|| join(thread.expect("one of the two"))))
+            .collect()
+    })
 }
 
 /// Where the program is in the image.

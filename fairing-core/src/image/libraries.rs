@@ -509,8 +509,10 @@ fn normal(path: &Path) -> Option<PathBuf> {
 
 /// The whole file, if it is not longer than [`READ_LIMIT`].
 fn bounded(path: &Path) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path).ok()?.take(READ_LIMIT + 1).read_to_end(&mut bytes).ok()?;
+    let file = File::open(path).ok()?;
+    let size = file.metadata().ok()?.len();
+    let mut bytes = Vec::with_capacity(size.min(READ_LIMIT) as usize + 1);
+    file.take(READ_LIMIT + 1).read_to_end(&mut bytes).ok()?;
     (bytes.len() as u64 <= READ_LIMIT).then_some(bytes)
 }
 

@@ -28,20 +28,27 @@ pub(crate) fn missing() -> Option<String> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found =
         |tool: &&str| std::env::split_paths(&path).chain(["/usr/sbin".into()]).any(|dir| dir.join(tool).is_file());
-    let tools = ["dockerd", "containerd", "runc", "iptables", "unshare", "ip"];
+    let tools = ["dockerd", "containerd", "runc", "iptables", "unshare", "ip", "docker-registry"];
     let missing: Vec<&str> = tools.iter().filter(|tool| !found(tool)).copied().collect();
-    (!missing.is_empty())
-        .then(|| format!("{} missing (Debian: apt-get install docker.io iptables iproute2)", missing.join(", ")))
+    (!missing.is_empty()).then(|| {
+        format!("{} missing (Debian: apt-get install docker.io docker-registry iptables iproute2)", missing.join(", "))
+    })
 }
 
 impl Engine {
     pub(crate) fn start() -> Self {
+        Self::start_beside(None)
+    }
+
+    /// With the registry of this configuration beside it, which is on the engine's own loopback interface.
+    pub(crate) fn start_beside(registry: Option<&Path>) -> Self {
         let folder = tempfile::Builder::new().prefix("engine-").tempdir().unwrap();
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/engine.sh");
         let mut process = Command::new("unshare")
             .args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "sh"])
             .arg(script)
             .arg(folder.path())
+            .args(registry)
             .env_remove("DOCKER_HOST")
             .stdin(Stdio::piped())
             .spawn()

@@ -23,7 +23,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fairing_core::launch::docker::{DockerLauncher, Engine as Connection, Limits, RoleLimits};
-use fairing_core::launch::{LaunchPlan, Launched, Launcher, Program, ReplicaEvent};
+use fairing_core::launch::{LaunchError, LaunchPlan, Launched, Launcher, Program, ReplicaEvent};
 use fairing_core::lifeline;
 use fairing_core::observe::events::{Exit, Stream};
 use fairing_core::topology::{Mode, Placement, Replica, Topology};
@@ -134,6 +134,14 @@ fn replica(behaviour: &str) {
             eprintln!("to standard error");
             std::process::exit(if std::env::var("FAIRING_PLACEMENT_ROLE").unwrap() == "ps" { 3 } else { 0 });
         }
+        "files" => {
+            list("/context");
+            println!("variable {}", std::env::var("VARIABLE").unwrap_or_default());
+        }
+        "fail" => {
+            println!("this step fails");
+            std::process::exit(3);
+        }
         "look" => {
             println!("user {}", rustix::process::getuid().as_raw());
             println!("process {}", std::process::id());
@@ -187,6 +195,16 @@ fn replica(behaviour: &str) {
     }
 }
 
+fn list(folder: &str) {
+    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        let path = entry.path();
+        println!("file {}", path.display());
+        if path.is_dir() {
+            list(path.to_str().unwrap());
+        }
+    }
+}
+
 fn status(field: &str) -> String {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     status.lines().find_map(|line| line.strip_prefix(field)).unwrap().trim().to_owned()
@@ -228,7 +246,19 @@ impl Run {
         limits: RoleLimits,
         payload: Vec<u8>,
     ) -> Self {
-        let launcher = DockerLauncher::new(connect(), image.to_owned(), limits);
+        Self::launch(connect(), image, run, topology, behaviour, limits, payload).unwrap()
+    }
+
+    fn launch(
+        connection: Connection,
+        image: &str,
+        run: &str,
+        topology: Topology,
+        behaviour: &str,
+        limits: RoleLimits,
+        payload: Vec<u8>,
+    ) -> Result<Self, LaunchError> {
+        let launcher = DockerLauncher::new(connection, image.to_owned(), limits);
         let servers = launcher.addresses(&topology);
         let placement = |replica| Placement {
             run: run.into(),
@@ -250,8 +280,8 @@ impl Run {
             payloads: vec![payload; topology.replicas().count()],
         };
         let (sender, events) = mpsc::sync_channel(64);
-        let launched = Box::new(launcher).launch(&plan, sender.clone()).unwrap();
-        Self { launched, plan, events, sender }
+        let launched = Box::new(launcher).launch(&plan, sender.clone())?;
+        Ok(Self { launched, plan, events, sender })
     }
 
     #[track_caller]

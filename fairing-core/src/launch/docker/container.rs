@@ -1,6 +1,7 @@
 //! What the engine is asked to create, as values. Performs no IO.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use bollard::models::{
     ContainerCreateBody, EndpointSettings, HostConfig, HostConfigLogConfig, NetworkCreateRequest, NetworkingConfig,
@@ -16,6 +17,8 @@ pub(super) const RUN_LABEL: &str = "fairing.dev/run";
 const ROLE_LABEL: &str = "fairing.dev/role";
 /// Label with the rank of a replica.
 const RANK_LABEL: &str = "fairing.dev/rank";
+/// Label with the time at which something was made, in seconds since 1970 by the launcher's clock.
+pub(super) const CREATED_LABEL: &str = "fairing.dev/created";
 /// Label that says who made something.
 pub(super) const MANAGER_LABEL: (&str, &str) = ("app.kubernetes.io/managed-by", "fairing");
 
@@ -70,31 +73,33 @@ pub fn addresses(topology: &Topology) -> Vec<Address> {
 }
 
 /// The labels of everything that belongs to a run.
-fn labels(run: &str) -> HashMap<String, String> {
-    let pairs = [(RUN_LABEL, run), MANAGER_LABEL];
+fn labels(run: &str, now: Duration) -> HashMap<String, String> {
+    let created = now.as_secs().to_string();
+    let pairs = [(RUN_LABEL, run), (CREATED_LABEL, &created), MANAGER_LABEL];
     pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
 }
 
-/// The private network of a run: its containers reach each other and nothing else.
-pub(super) fn network(run: &str) -> NetworkCreateRequest {
+/// The private network of a run, made `now`: its containers reach each other and nothing else.
+pub(super) fn network(run: &str, now: Duration) -> NetworkCreateRequest {
     NetworkCreateRequest {
         name: run.to_owned(),
         driver: Some("bridge".to_owned()),
         internal: Some(true),
-        labels: Some(labels(run)),
+        labels: Some(labels(run, now)),
         ..NetworkCreateRequest::default()
     }
 }
 
-/// The container of one replica, from the image `image`.
+/// The container of one replica, from the image `image`, made `now`.
 pub(super) fn container(
     plan: &LaunchPlan,
     placement: &Placement,
     image: &str,
     limits: &RoleLimits,
+    now: Duration,
 ) -> ContainerCreateBody {
     let replica = placement.replica;
-    let mut labels = labels(&plan.run);
+    let mut labels = labels(&plan.run, now);
     labels.insert(ROLE_LABEL.to_owned(), replica.role.to_string());
     labels.insert(RANK_LABEL.to_owned(), replica.rank.to_string());
     let limits = limits.of(replica.role);

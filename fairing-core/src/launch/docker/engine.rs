@@ -71,6 +71,12 @@ pub enum EngineError {
         /// What it speaks.
         version: String,
     },
+    /// It does not have the image that containers are to be made of; a run that ends may just have removed it.
+    #[error("the container engine does not have the image `{image}` any more (start the run again)")]
+    NoImage {
+        /// Its id or name.
+        image: String,
+    },
     /// It did not do what it was asked to.
     #[error("the container engine failed to {action}: {reason}")]
     Refused {
@@ -201,7 +207,7 @@ impl Engine {
 /// it; so does Podman, whose driver has a name that is none of Docker's.
 fn takes_parts(info: &SystemInfo) -> bool {
     let is_containerd = info.driver_status.iter().flatten().flatten().any(|word| word == "driver-type");
-    !is_containerd && info.driver.as_deref() == Some("overlay2")
+    !is_containerd && matches!(info.driver.as_deref(), Some("overlay2" | "fuse-overlayfs"))
 }
 
 /// The answer to a request, within [`CALL`].

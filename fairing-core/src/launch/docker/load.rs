@@ -7,6 +7,7 @@ use bollard::models::{BuildInfo, ImageConfig, ImageInspect};
 use bollard::query_parameters as query;
 use futures_util::future::join_all;
 
+use super::build::{BuildError, Dockerfile, Logins};
 use super::container::MANAGER_LABEL;
 use super::engine::{Engine, EngineError, in_time};
 use super::stream::{ExchangeError, exchange};
@@ -16,12 +17,18 @@ use crate::image::archive::Archive;
 /// Label of an image with the name of the program that it was made of.
 pub const PROGRAM_LABEL: &str = "fairing.dev/program";
 
+/// How the names of fairing's images begin.
+pub(super) const OWN_NAMES: &str = "fairing/";
+
 /// How long the engine may neither take a byte nor say a word. Unpacking is silent and a large layer on a slow disk takes
 /// its time.
 const SILENCE: Duration = Duration::from_secs(300);
 
 /// Images whose layers are looked at in search of what need not be sent. Runs leave one image of each program.
 const MOST_LOOKED_AT: usize = 16;
+
+/// How often an image is sent that another launcher removes as soon as it is there, each time by its own bad luck.
+const ATTEMPTS: usize = 3;
 
 /// Longest name in a tag; engines allow some more.
 const NAME_BYTES: usize = 128;
@@ -53,6 +60,9 @@ pub enum LoadError {
         /// Its tag.
         image: String,
     },
+    /// The engine has to build an image that is put on a base, and failed.
+    #[error(transparent)]
+    Build(#[from] BuildError),
     /// The engine failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -88,7 +98,8 @@ impl Engine {
     /// Hands the image of `program` to the engine, unless the engine has it.
     ///
     /// Layers that another image of fairing has already are not sent, where the engine can do without them. For an image
-    /// on a base, `base` is what [`Engine::pull`] returned for it: the layers of a base are never sent.
+    /// on a base, `base` is what [`Engine::pull`] returned for it: the layers of a base are never sent. An engine that takes
+    /// only whole images has to build such an image, as by [`Engine::build`], and calls it by another id than the archive's.
     ///
     /// # Errors
     ///
@@ -100,25 +111,44 @@ impl Engine {
         base: Option<&str>,
         progress: &(dyn Fn(LoadProgress) + Sync),
     ) -> Result<Loaded, LoadError> {
+        if archive.base_layers_count() > 0 && !self.takes_parts() {
+            return Ok(self.build(program, archive, Dockerfile::Generated { base }, &Logins::new(), &mut |_| {})?);
+        }
         let tag = tag(program, &archive.image_id().hex());
         if let Some(id) = self.loaded(&tag, archive)? {
             return Ok(Loaded { id, tag, sent_bytes: 0 });
         }
-        let known = if self.takes_parts() { self.known_layers(archive, base)? } else { 0 };
-        if known < archive.base_layers_count() {
-            return Err(LoadError::NoBase { image: tag });
-        }
-        let mut sent_bytes = archive.size_bytes(known);
-        match self.send(&tag, archive, known, progress) {
-            // The image with these layers may have been removed meanwhile.
-            Err(LoadError::Engine(error)) if known > archive.base_layers_count() && !error.is_silence() => {
-                sent_bytes = archive.size_bytes(0);
-                self.send(&tag, archive, archive.base_layers_count(), progress)?;
+        let mut sent_bytes = 0;
+        for _ in 0..ATTEMPTS {
+            sent_bytes += self.send_missing(&tag, archive, base, progress)?;
+            if let Some(id) = self.loaded(&tag, archive)? {
+                return Ok(Loaded { id, tag, sent_bytes });
             }
-            sent => sent?,
         }
-        let id = self.loaded(&tag, archive)?.ok_or_else(|| LoadError::Gone { image: tag.clone() })?;
-        Ok(Loaded { id, tag, sent_bytes })
+        Err(LoadError::Gone { image: tag })
+    }
+
+    /// Sends what the engine lacks of the image, and returns how many bytes that were.
+    fn send_missing(
+        &self,
+        tag: &str,
+        archive: &Archive<'_>,
+        base: Option<&str>,
+        progress: &(dyn Fn(LoadProgress) + Sync),
+    ) -> Result<u64, LoadError> {
+        let base_layers = archive.base_layers_count();
+        let known = if self.takes_parts() { self.known_layers(archive, base)? } else { 0 };
+        if known < base_layers {
+            return Err(LoadError::NoBase { image: tag.to_owned() });
+        }
+        match self.send(tag, archive, known, progress) {
+            // An image with these layers may have been removed meanwhile.
+            Err(LoadError::Engine(error)) if known > base_layers && !error.is_silence() => {
+                self.send(tag, archive, base_layers, progress)?;
+                Ok(archive.size_bytes(base_layers))
+            }
+            sent => sent.map(|()| archive.size_bytes(known)),
+        }
     }
 
     /// The id of the image called `tag`, if it is the archive's.
@@ -216,7 +246,7 @@ pub(super) fn repository(program: &str) -> String {
     let mut name = parts.collect::<Vec<_>>().join("-").to_ascii_lowercase();
     name.truncate(NAME_BYTES);
     let name = name.trim_end_matches('-');
-    format!("fairing/{}", if name.is_empty() { "program" } else { name })
+    format!("{OWN_NAMES}{}", if name.is_empty() { "program" } else { name })
 }
 
 #[cfg(test)]

@@ -3,10 +3,13 @@
 //! ```text
 //! engine      finding the engine; calls with deadlines; what is wrong with it in words
 //! container   what is created, as values
-//! load        handing the image to the engine
+//! load        handing an image to the engine
+//! build       having one built by the engine, from a context without what ignore says
+//! pull        having the engine fetch one from a registry, or send one
 //! stream      requests with a body and an answer of any length
 //! way         to the coordinator, by a relay that the engine starts beside it
 //! guardian    removes what a dead launcher leaves behind
+//! tidy        removes images that nobody needs
 //! sweep       finds what is left of earlier runs
 //! ```
 //!
@@ -14,12 +17,17 @@
 //! container: value and identity go in by its standard input, its output comes back, and the end of that stream ends the
 //! replica, as on one machine. No address of a container is used from outside.
 
+mod build;
 mod container;
+mod context;
 mod engine;
 mod guardian;
+mod ignore;
 mod load;
 mod pull;
 mod stream;
+mod sweep;
+mod tidy;
 mod way;
 
 use std::collections::HashMap;
@@ -27,7 +35,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bollard::Docker;
 use bollard::container::{AttachContainerResults, LogOutput};
@@ -47,9 +55,12 @@ use crate::lifeline;
 use crate::observe::events::{Exit, Stream};
 use crate::topology::{Address, Placement, Replica, Topology};
 
+pub use build::{BuildError, Dockerfile, Logins};
 pub use container::{Limits, RoleLimits, addresses, describe};
 pub use engine::{Engine, EngineError};
 pub use load::{LoadError, LoadProgress, Loaded, PROGRAM_LABEL, image_labels};
+pub use pull::{TransferError, TransferProgress};
+pub use sweep::{Swept, SweptRun, sweep};
 
 use container::RUN_LABEL;
 use engine::in_time;
@@ -112,7 +123,7 @@ impl Launcher for DockerLauncher {
             way,
         };
         // From here on a failure drops `run`, which removes what there is.
-        let network = container::network(&plan.run);
+        let network = container::network(&plan.run, now());
         let created = self.engine.docker().create_network(network);
         self.engine.call(&format!("create the network `{}`", plan.run), created)?;
         let members = thread::scope(|scope| {
@@ -143,7 +154,8 @@ impl DockerLauncher {
     /// What the image runs, for the relay.
     fn entrypoint(&self) -> Result<Vec<String>, LaunchError> {
         let inspected = self.engine.docker().inspect_image(&self.image);
-        let image = self.engine.call(&format!("look at the image `{}`", self.image), inspected)?;
+        let image = self.engine.call(&format!("look at the image `{}`", self.image), inspected);
+        let image = image.map_err(without_image(self.image.clone()))?;
         let config = image.config.unwrap_or_default();
         let command = config.entrypoint.filter(|command| !command.is_empty()).or(config.cmd).unwrap_or_default();
         if command.is_empty() {
@@ -151,6 +163,21 @@ impl DockerLauncher {
         }
         Ok(command)
     }
+}
+
+/// Tells an image that is absent, of which engines speak in words only, from another thing that is.
+fn without_image(image: String) -> impl FnOnce(EngineError) -> EngineError {
+    |error| match &error {
+        EngineError::Refused { reason, .. } if error.is_absence() && reason.to_lowercase().contains("image") => {
+            EngineError::NoImage { image }
+        }
+        _ => error,
+    }
+}
+
+/// The time since 1970.
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 struct DockerRun {
@@ -196,7 +223,7 @@ impl DockerRun {
     ) -> Result<Member, LaunchError> {
         let replica = placement.replica;
         let name = container::name(&plan.run, replica);
-        let body = container::container(plan, placement, &self.image, &self.limits);
+        let body = container::container(plan, placement, &self.image, &self.limits, now());
         let (id, attached) = self.engine.reactor().wait(create(self.engine.docker(), &name, body))?;
         let AttachContainerResults { output, input } = attached;
         let last_lines = Arc::<LastLines>::default();
@@ -225,8 +252,9 @@ async fn create(
     body: ContainerCreateBody,
 ) -> Result<(String, AttachContainerResults), EngineError> {
     let options = query::CreateContainerOptionsBuilder::default().name(name).build();
+    let image = body.image.clone().unwrap_or_default();
     let created = docker.create_container(Some(options), body);
-    let id = in_time(&format!("create the container `{name}`"), created).await?.id;
+    let id = in_time(&format!("create the container `{name}`"), created).await.map_err(without_image(image))?.id;
     let options =
         query::AttachContainerOptionsBuilder::default().stdin(true).stdout(true).stderr(true).stream(true).build();
     let attached = docker.attach_container(&id, Some(options));

@@ -1,24 +1,271 @@
-//! Pulling an image.
+//! Images that the engine itself fetches from a registry or sends to one.
 
+use std::time::Duration;
+
+use bollard::auth::DockerCredentials;
+use bollard::models::{CreateImageInfo, ProgressDetail, PushImageInfo};
 use bollard::query_parameters as query;
-use futures_util::StreamExt as _;
 
-use super::engine::refused;
-use super::{Engine, EngineError};
-use crate::registry::Reference;
+use super::engine::{Engine, EngineError};
+use super::load::tag;
+use super::stream::ask;
+
+/// How long a transfer may say nothing. While it unpacks a layer an engine says how far it is, and it tries again by itself
+/// when a connection breaks.
+const SILENCE: Duration = Duration::from_secs(300);
+
+/// The registry that is meant where none is named, and the name under which engines keep a login for it.
+const HUB: (&str, &str) = ("docker.io", "https://index.docker.io/v1/");
+
+/// Failure of the engine to fetch or to send an image. Returned by [`Engine::pull`] and [`Engine::push_image`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransferError {
+    /// The registry wants a login, or another one.
+    #[error("the registry refused the engine `{image}`: {reason} (`docker login {registry}`, as a user who may)")]
+    Unauthorized {
+        /// The image.
+        image: String,
+        /// Its registry.
+        registry: String,
+        /// The engine's own words.
+        reason: String,
+    },
+    /// The registry has no such image.
+    #[error("there is no image `{image}`: {reason} (check its name and its tag or digest)")]
+    Missing {
+        /// The image.
+        image: String,
+        /// The engine's own words.
+        reason: String,
+    },
+    /// The image was sent, and the engine did not say what it is called in the registry.
+    #[error("the engine sent the image `{image}` without saying its digest (use the builder `append`)")]
+    NoDigest {
+        /// The image.
+        image: String,
+    },
+    /// The engine failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+/// How far one layer of an image is on its way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TransferProgress {
+    /// The engine's short name for the layer.
+    pub layer: String,
+    /// What is done with it, in the engine's own words.
+    pub status: String,
+    /// Bytes done of all bytes, where there is something to count.
+    pub bytes: Option<(u64, u64)>,
+}
 
 impl Engine {
-    /// Pulls.
-    pub fn pull(&self, reference: &Reference) -> Result<String, EngineError> {
-        let name = reference.to_string();
-        let docker = self.docker().clone();
-        let options = query::CreateImageOptionsBuilder::default().from_image(&name).build();
-        self.reactor().wait(async move {
-            let mut pulling = Box::pin(docker.create_image(Some(options), None, None));
-            while let Some(step) = pulling.next().await {
-                step.map_err(|error| refused("pull", &error))?;
+    /// Makes the engine fetch the image `reference`, unless it has it, and returns the image's id.
+    ///
+    /// With a digest in it the reference means the same bytes for ever. With a tag it means whatever the engine has under
+    /// that name, or else the registry. An image that has no name afterwards but its digest gets one, `fairing/NAME:ID`, so
+    /// that it is none of those that a clean-up of the engine removes first.
+    ///
+    /// # Errors
+    ///
+    /// [`TransferError`], never with `login` in it; also if the engine says nothing for five minutes.
+    pub fn pull(
+        &self,
+        reference: &str,
+        login: Option<&(String, String)>,
+        progress: &mut (dyn FnMut(TransferProgress) + Send),
+    ) -> Result<String, TransferError> {
+        let name = wanted(reference);
+        let look = || self.call(&format!("look for the image `{name}`"), self.docker().inspect_image(&name));
+        let image = match look() {
+            Err(error) if error.is_absence() => {
+                let options = query::CreateImageOptionsBuilder::default().from_image(&name).build();
+                let answer =
+                    self.docker().create_image(Some(options), None, login.map(|login| credentials(&name, login)));
+                let mut hear = |info: CreateImageInfo| hear(progress, info.id, info.status, info.progress_detail);
+                let pulled = ask(self, &format!("pull the image `{name}`"), SILENCE, answer, &mut hear);
+                pulled.map_err(|error| explained(error, reference, login))?;
+                look()?
             }
-            Ok(name)
-        })
+            image => image?,
+        };
+        let id = image.id.unwrap_or_default();
+        if image.repo_tags.is_none_or(|tags| tags.is_empty()) {
+            let path = untagged(name.split('@').next().unwrap_or_default());
+            let program = path.rsplit('/').next().unwrap_or_default();
+            self.name(&id, &tag(program, id.trim_start_matches("sha256:")))?;
+        }
+        Ok(id)
+    }
+
+    /// Makes the engine send the image `id` to `repository`, as `host[:port]/path`, under each of `tags`, of which there is
+    /// one at least. Returns the reference with the digest that the image has there.
+    ///
+    /// # Errors
+    ///
+    /// [`TransferError`], never with `login` in it; also if the engine says nothing for five minutes.
+    pub fn push_image(
+        &self,
+        id: &str,
+        repository: &str,
+        tags: &[String],
+        login: Option<&(String, String)>,
+        progress: &mut (dyn FnMut(TransferProgress) + Send),
+    ) -> Result<String, TransferError> {
+        let mut digest = None;
+        for tag in tags {
+            let image = format!("{repository}:{tag}");
+            self.name(id, &image)?;
+            let options = query::PushImageOptionsBuilder::default().tag(tag).build();
+            let login_here = login.map(|login| credentials(repository, login));
+            let answer = self.docker().push_image(repository, Some(options), login_here);
+            let mut hear = |info: PushImageInfo| {
+                if let Some(said) = info.status.as_deref().and_then(digest_in) {
+                    digest = Some(said.to_owned());
+                }
+                hear(progress, None, info.status, info.progress_detail);
+            };
+            let pushed = ask(self, &format!("push the image `{image}`"), SILENCE, answer, &mut hear);
+            pushed.map_err(|error| explained(error, &image, login))?;
+        }
+        let known = || {
+            let image = self.call("look at the pushed image", self.docker().inspect_image(id)).ok()?;
+            image
+                .repo_digests?
+                .into_iter()
+                .find_map(|name| Some(name.strip_prefix(repository)?.strip_prefix('@')?.to_owned()))
+        };
+        let digest = digest.or_else(known).ok_or_else(|| TransferError::NoDigest { image: repository.to_owned() })?;
+        Ok(format!("{repository}@{digest}"))
+    }
+}
+
+/// The reference as engines want it: without the tag if there is a digest, and never with neither, which means all tags.
+fn wanted(reference: &str) -> String {
+    if let Some((name, digest)) = reference.split_once('@') {
+        return format!("{}@{digest}", untagged(name));
+    }
+    // An image's id.
+    if reference.starts_with("sha256:") || untagged(reference) != reference {
+        return reference.to_owned();
+    }
+    format!("{reference}:latest")
+}
+
+fn untagged(name: &str) -> &str {
+    let path = name.rfind('/').map_or(0, |slash| slash + 1);
+    name[path..].find(':').map_or(name, |colon| &name[..path + colon])
+}
+
+/// The registry that a reference names.
+fn registry(reference: &str) -> &str {
+    match reference.split_once('/') {
+        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host,
+        _ => HUB.0,
+    }
+}
+
+fn credentials(reference: &str, (username, password): &(String, String)) -> DockerCredentials {
+    let registry = registry(reference);
+    DockerCredentials {
+        username: Some(username.clone()),
+        password: Some(password.clone()),
+        serveraddress: Some(if registry == HUB.0 { HUB.1 } else { registry }.to_owned()),
+        ..DockerCredentials::default()
+    }
+}
+
+fn hear(
+    progress: &mut (dyn FnMut(TransferProgress) + Send),
+    layer: Option<String>,
+    status: Option<String>,
+    detail: Option<ProgressDetail>,
+) {
+    let count = |bytes: Option<i64>| u64::try_from(bytes?).ok();
+    let bytes = detail.and_then(|detail| Some((count(detail.current)?, count(detail.total)?)));
+    progress(TransferProgress { layer: layer.unwrap_or_default(), status: status.unwrap_or_default(), bytes });
+}
+
+/// The digest in `latest: digest: sha256:… size: 1234`.
+fn digest_in(status: &str) -> Option<&str> {
+    let mut words = status.split_whitespace().skip_while(|word| *word != "digest:").skip(1);
+    words.next().filter(|digest| digest.parse::<crate::image::Digest>().is_ok())
+}
+
+/// No engine is known to repeat a password, and none shall get it into a log through here.
+pub(super) fn without_passwords<'a>(text: String, logins: impl IntoIterator<Item = &'a (String, String)>) -> String {
+    let passwords = logins.into_iter().map(|(_, password)| password.as_str()).filter(|password| !password.is_empty());
+    passwords.fold(text, |text, password| text.replace(password, "…"))
+}
+
+/// What the failure means; engines say it in words only.
+fn explained(error: EngineError, image: &str, login: Option<&(String, String)>) -> TransferError {
+    let EngineError::Refused { action, reason, status } = error else { return error.into() };
+    let reason = without_passwords(reason, login);
+    let lower = reason.to_lowercase();
+    let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
+    let image = image.to_owned();
+    if has(&["unauthorized", "denied", "authentication required", "no basic auth credentials", "incorrect username"]) {
+        return TransferError::Unauthorized { registry: registry(&image).to_owned(), image, reason };
+    }
+    if has(&["manifest unknown", "name unknown", "not found", "does not exist"]) {
+        return TransferError::Missing { image, reason };
+    }
+    EngineError::Refused { action, reason, status }.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_are_asked_for_by_digest_or_by_one_tag() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        for (written, asked) in [
+            ("debian", "debian:latest"),
+            ("debian:12", "debian:12"),
+            ("localhost:5000/team/a", "localhost:5000/team/a:latest"),
+            (&format!("localhost:5000/a:1@{digest}"), &format!("localhost:5000/a@{digest}")),
+            (&format!("debian@{digest}"), &format!("debian@{digest}")),
+            (&digest, &digest),
+        ] {
+            assert_eq!(wanted(written), asked);
+        }
+    }
+
+    #[test]
+    fn the_registry_is_the_part_that_looks_like_a_host() {
+        for (reference, host) in [
+            ("debian:12", "docker.io"),
+            ("team/image", "docker.io"),
+            ("localhost/image", "localhost"),
+            ("127.0.0.1:5000/team/image", "127.0.0.1:5000"),
+            ("ghcr.io/team/image", "ghcr.io"),
+        ] {
+            assert_eq!(registry(reference), host);
+        }
+    }
+
+    #[test]
+    fn the_digest_is_read_from_the_engines_words() {
+        let digest = format!("sha256:{}", "a1".repeat(32));
+        assert_eq!(digest_in(&format!("latest: digest: {digest} size: 528")), Some(digest.as_str()));
+        for other in ["Pushed", "digest:", "latest: digest: sha256:a1 size: 3"] {
+            assert_eq!(digest_in(other), None);
+        }
+    }
+
+    #[test]
+    fn a_password_is_not_repeated() {
+        let reason = "unauthorized: hunter2 is wrong".to_owned();
+        let refused = EngineError::Refused { action: "push".to_owned(), reason, status: None };
+        let login = ("user".to_owned(), "hunter2".to_owned());
+        let error = explained(refused, "localhost:5000/a:1", Some(&login));
+        assert!(!format!("{error:?}{error}").contains("hunter2"));
+        let expected = "the registry refused the engine `localhost:5000/a:1`: unauthorized: … is wrong \
+                        (`docker login localhost:5000`, as a user who may)";
+        assert_eq!(error.to_string(), expected);
     }
 }
