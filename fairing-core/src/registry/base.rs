@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use super::auth::CredentialOrigin;
 use super::client::Client;
 use super::error::RequestError;
 use super::reference::Reference;
@@ -140,6 +141,10 @@ impl Client {
         let failed = |error: RequestError| match error.last() {
             RequestError::Answer { status: 404, words, .. } => {
                 BaseError::Missing { reference: named(), words: words.clone() }
+            }
+            // Docker Hub asks strangers for a password where there is nothing.
+            RequestError::Unauthorized(refused) if matches!(refused.origin, CredentialOrigin::Nowhere { .. }) => {
+                BaseError::Missing { reference: named(), words: refused.words.clone() }
             }
             _ => BaseError::Request { reference: named(), source: Box::new(error) },
         };

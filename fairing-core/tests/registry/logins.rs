@@ -196,6 +196,8 @@ fn with_helpers(name: &str, folder: &Path) -> String {
         .args(["--exact", name, "--ignored", "--nocapture"])
         .env("PATH", path)
         .env(CHILD, folder)
+        // Leads nowhere: a registry on this machine is reached without it.
+        .env("http_proxy", "http://127.0.0.1:9")
         .output()
         .unwrap();
     let printed = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
