@@ -42,7 +42,8 @@ pub struct Base {
 pub enum BaseError {
     /// The registry has no such image, or does not show it to us.
     #[error(
-        "base image `{reference}` does not exist, or may not be seen: {words} (is its name right? a private image needs `docker login`)"
+        "base image `{reference}` does not exist, or may not be seen: {words} (is its name right? a private image needs \
+         `docker login`)"
     )]
     Missing {
         /// The image.

@@ -534,6 +534,17 @@ fn credentials_stay_with_the_registry_that_they_are_for() {
 }
 
 #[test]
+fn a_registry_that_forbids_without_asking_has_no_helper_started() {
+    let folder = tempfile::tempdir().unwrap();
+    let proxy = Proxy::alone(|_| Deed::Answer(403, "not for you", vec![]));
+    let keychain = keychain(folder.path(), &json!({ "credsStore": "fairing-test-that-is-nowhere" }));
+    let reference = format!("{}:12", proxy.repository("x")).parse().unwrap();
+    let error = wait(client_with(Settings::default(), keychain).base(&reference, Architecture::Amd64)).unwrap_err();
+    let expected = format!("not for you (`{}` did not ask for credentials)", proxy.address());
+    assert!(told(&error).ends_with(&expected), "{}", told(&error));
+}
+
+#[test]
 fn a_registry_that_repeats_the_password_does_not_get_it_shown() {
     let folder = tempfile::tempdir().unwrap();
     let encoded = base64(format!("{USER}:{PASSWORD}").as_bytes());
