@@ -103,6 +103,7 @@ pub enum AuthError {
 
 /// Where the credentials for a registry came from; says the remedy when they were not enough.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum CredentialOrigin {
     /// This file, or the helper that it names.
     File {
@@ -118,6 +119,11 @@ pub enum CredentialOrigin {
         /// The files that were looked into.
         files: Vec<PathBuf>,
     },
+    /// Nobody asked for any, so no file was read.
+    Unasked {
+        /// The registry that did not ask.
+        registry: Registry,
+    },
 }
 
 impl fmt::Display for CredentialOrigin {
@@ -131,6 +137,7 @@ impl fmt::Display for CredentialOrigin {
                 let looked = if files.is_empty() { "no file".to_owned() } else { files.join(" or ") };
                 write!(f, "no credentials were found in {looked}; `docker login {registry}` stores some")
             }
+            CredentialOrigin::Unasked { registry } => write!(f, "`{registry}` did not ask for credentials"),
         }
     }
 }

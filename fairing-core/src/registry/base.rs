@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use super::auth::CredentialOrigin;
 use super::client::Client;
 use super::error::RequestError;
 use super::reference::Reference;
@@ -41,7 +42,8 @@ pub struct Base {
 pub enum BaseError {
     /// The registry has no such image, or does not show it to us.
     #[error(
-        "base image `{reference}` does not exist, or may not be seen: {words} (is its name right? a private image needs `docker login`)"
+        "base image `{reference}` does not exist, or may not be seen: {words} (is its name right? a private image needs \
+         `docker login`)"
     )]
     Missing {
         /// The image.
@@ -140,6 +142,10 @@ impl Client {
         let failed = |error: RequestError| match error.last() {
             RequestError::Answer { status: 404, words, .. } => {
                 BaseError::Missing { reference: named(), words: words.clone() }
+            }
+            // Docker Hub asks strangers for a password where there is nothing.
+            RequestError::Unauthorized(refused) if matches!(refused.origin, CredentialOrigin::Nowhere { .. }) => {
+                BaseError::Missing { reference: named(), words: refused.words.clone() }
             }
             _ => BaseError::Request { reference: named(), source: Box::new(error) },
         };

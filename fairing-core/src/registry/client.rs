@@ -37,7 +37,7 @@ pub struct Client {
 
 struct Shared {
     connectors: Connectors,
-    plain_http: Vec<String>,
+    plain_http: HashSet<Registry>,
     keychain: Keychain,
     patience: Patience,
     /// Registries on this machine that turned out to speak TLS.
@@ -70,6 +70,12 @@ pub enum ClientError {
         /// What is wrong with it.
         reason: String,
     },
+    /// An entry of `plain_http` is no registry.
+    #[error("`{entry}` in `plain_http` is no registry (write `host` or `host:port`, as in the repository's name)")]
+    PlainHttp {
+        /// The entry.
+        entry: String,
+    },
 }
 
 impl Client {
@@ -78,6 +84,7 @@ impl Client {
     /// # Errors
     ///
     /// - [`ClientError::ReadAuthority`] and [`ClientError::NoAuthority`] if `registry_ca` is not there or no certificate.
+    /// - [`ClientError::PlainHttp`] if an entry of `plain_http` is no registry.
     pub fn new(settings: Settings, keychain: Keychain) -> Result<Self, ClientError> {
         Self::with_patience(settings, keychain, Patience::default())
     }
@@ -89,9 +96,13 @@ impl Client {
     /// Those of [`Client::new`].
     pub fn with_patience(settings: Settings, keychain: Keychain, patience: Patience) -> Result<Self, ClientError> {
         let authorities = settings.registry_ca.map_or_else(|| Ok(Vec::new()), authorities)?;
+        let named = settings.plain_http.into_iter().map(|entry| match entry.parse() {
+            Ok(registry) => Ok(registry),
+            Err(_) => Err(ClientError::PlainHttp { entry }),
+        });
         let shared = Shared {
             connectors: Connectors::new(authorities, patience.connect),
-            plain_http: settings.plain_http,
+            plain_http: named.collect::<Result<_, _>>()?,
             keychain,
             patience,
             upgraded: Mutex::default(),
@@ -123,7 +134,7 @@ impl Client {
     }
 
     fn is_named(&self, registry: &Registry) -> bool {
-        self.shared.plain_http.iter().any(|named| *named == registry.to_string())
+        self.shared.plain_http.contains(registry)
     }
 
     /// The credentials for `repository`; files are read and helpers run once.

@@ -260,7 +260,26 @@ fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
     None
 }
 
+/// The reasons with the numbers of their attempts; attempts in a row that failed alike are told once.
 fn numbered(attempts: &[String]) -> String {
-    let numbered = attempts.iter().zip(1..).map(|(reason, number)| format!("{number}: {reason}"));
-    numbered.collect::<Vec<_>>().join("; ")
+    let mut number = 1;
+    let alike = attempts.chunk_by(|earlier, later| earlier == later).map(|alike| {
+        let (first, last) = (number, number + alike.len() - 1);
+        number = last + 1;
+        let reason = &alike[0];
+        if first == last { format!("{first}: {reason}") } else { format!("{first} to {last}: {reason}") }
+    });
+    alike.collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_that_failed_alike_are_told_once() {
+        let attempts = ["a", "b", "b", "b", "a"].map(str::to_owned);
+        assert_eq!(numbered(&attempts), "1: a; 2 to 4: b; 5: a");
+        assert_eq!(numbered(&[]), "");
+    }
 }

@@ -140,6 +140,13 @@ impl Registry {
             || host.parse::<Ipv6Addr>().is_ok_and(|address| address.is_loopback())
     }
 
+    /// Hosts have no case, and Docker Hub has several names.
+    fn named(host: &str) -> Self {
+        let host = host.to_ascii_lowercase();
+        let hub = host == "index.docker.io" || host == DOCKER_HUB_ADDRESS;
+        Self(if hub { DOCKER_HUB.to_owned() } else { host })
+    }
+
     pub(super) fn is_docker_hub(&self) -> bool {
         self.0 == DOCKER_HUB
     }
@@ -222,6 +229,18 @@ impl fmt::Display for Reference {
     }
 }
 
+impl FromStr for Registry {
+    type Err = ReferenceError;
+
+    /// Reads `host[:port]`.
+    fn from_str(text: &str) -> Result<Self, ReferenceError> {
+        match is_host(text) {
+            true => Ok(Registry::named(text)),
+            false => Err(ReferenceError::Host { text: text.to_owned(), host: text.to_owned() }),
+        }
+    }
+}
+
 impl FromStr for Tag {
     type Err = ReferenceError;
 
@@ -291,8 +310,7 @@ impl Repository {
         if let Some(part) = path.split('/').find(|part| !is_path_component(part)) {
             return Err(ReferenceError::Path { text: text.to_owned(), part: part.to_owned() });
         }
-        let host = if host == "index.docker.io" || host == DOCKER_HUB_ADDRESS { DOCKER_HUB } else { host };
-        let repository = Repository { registry: Registry(host.to_ascii_lowercase()), name: path };
+        let repository = Repository { registry: Registry::named(host), name: path };
         match repository.registry.0.len() + 1 + repository.name.len() > NAME_LENGTH {
             true => Err(ReferenceError::Long { text: text.to_owned() }),
             false => Ok(repository),

@@ -343,7 +343,11 @@ impl Session {
                 url = self.redirected(ask, &url, &refusal)?;
                 redirections += 1;
             } else {
-                return Err(self.refused(ask, &refusal).await);
+                let origin = match &authorization {
+                    Some(_) => self.found().await?.origin.clone(),
+                    None => CredentialOrigin::Unasked { registry: self.registry().clone() },
+                };
+                return Err(self.refused(ask, &refusal, origin));
             }
         }
     }
@@ -533,7 +537,7 @@ impl Session {
             expected: &[StatusCode::OK],
         };
         if status != StatusCode::OK {
-            return Err(self.refused(&ask, &Refusal { status, headers, body }).await);
+            return Err(self.refused(&ask, &Refusal { status, headers, body }, found.origin.clone()));
         }
         let token = serde_json::from_slice(&body).ok().and_then(|token: Token| {
             let text = token.token.filter(|text| !text.is_empty()).or(token.access_token)?;
@@ -611,21 +615,15 @@ impl Session {
     }
 
     /// The failure that a refusal is.
-    async fn refused(&self, ask: &Ask<'_>, refusal: &Refusal) -> RequestError {
+    fn refused(&self, ask: &Ask<'_>, refusal: &Refusal, origin: CredentialOrigin) -> RequestError {
         let registry = self.registry().clone();
         let doing = ask.doing.clone();
         let (_, full) = words(refusal);
         let words = self.presentable(refusal);
         let status = refusal.status.as_u16();
         match refusal.status {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                let origin = match self.found().await {
-                    Ok(found) => found.origin.clone(),
-                    Err(error) => return error,
-                };
-                if refusal.status == StatusCode::UNAUTHORIZED {
-                    return self.unauthorized(ask, refusal, origin);
-                }
+            StatusCode::UNAUTHORIZED => self.unauthorized(ask, refusal, origin),
+            StatusCode::FORBIDDEN => {
                 RequestError::Forbidden(Box::new(Refused { repository: self.repository.clone(), doing, words, origin }))
             }
             _ if full => RequestError::NoSpace { registry, doing, words },

@@ -1,6 +1,7 @@
 //! A registry that fails: a named error or a retry that succeeds, and never half an image.
 
 use std::net::{Ipv4Addr, TcpListener};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -11,7 +12,7 @@ use tempfile::TempDir;
 use tokio::sync::Notify;
 
 use crate::proxy::{Deed, Proxy, Request, first};
-use crate::server::{Server, registry};
+use crate::server::{Kind, Server, registry};
 use crate::support::{client, noise, patience, push, small_image, told, wait};
 
 const LARGE: usize = 2_000_000;
@@ -130,7 +131,8 @@ fn a_registry_that_keeps_failing_is_given_up_in_its_own_words() {
 
 #[test]
 fn a_registry_without_space_is_told_at_once() {
-    let full = r#"{"errors":[{"code":"UNKNOWN","message":"unknown error","detail":{"DriverName":"filesystem","Enclosed":{"Op":"write","Path":"/x","Err":28}}}]}"#;
+    let full =
+        r#"{"errors":[{"code":"UNKNOWN","message":"unknown error","detail":{"Enclosed":{"Op":"write","Err":28}}}]}"#;
     let deeds: [fn(&'static str) -> Deed; 2] =
         [|full| Deed::Answer(500, full, vec![]), |_| Deed::Answer(507, "", vec![])];
     for deed in deeds {
@@ -145,6 +147,25 @@ fn a_registry_without_space_is_told_at_once() {
         assert_eq!(proxy.count(|request| request.length == LARGE as u64), 1, "it is not tried again");
         absent(&server, &image);
     }
+}
+
+#[test]
+fn a_full_disk_is_told_at_once() {
+    let arguments = ["--map-root-user", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"];
+    if !Command::new("unshare").args(arguments).output().is_ok_and(|output| output.status.success()) {
+        println!("skipped: needs `unshare` and user namespaces (on Debian: sysctl kernel.unprivileged_userns_clone=1)");
+        return;
+    }
+    let server = registry!(&Kind { small_disk: true, ..Kind::default() });
+    let (image, _folder) = sample();
+    let proxy = Proxy::start(server.address(), |_| Deed::Forward);
+    let repository = proxy.repository("x");
+    let error = push(&client(), &Push::image(&image, &repository).tagged("v1".parse().unwrap())).unwrap_err();
+    assert!(matches!(error.request(), Some(RequestError::NoSpace { .. })), "{}", told(&error));
+    assert!(told(&error).contains("no space left on device"), "{}", told(&error));
+    assert_eq!(proxy.count(|request| request.is_upload() && request.length == LARGE as u64), 1);
+    let tag = server.raw("GET", "/v2/x/manifests/v1", &[], &[]).unwrap();
+    assert!(tag.starts_with("HTTP/1.1 404"), "{tag}");
 }
 
 #[test]

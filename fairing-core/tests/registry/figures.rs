@@ -10,6 +10,7 @@ use fairing_core::registry::{Keychain, Push, Settings};
 use crate::proxy::{Deed, Proxy};
 use crate::server::{Server, registry};
 use crate::support::{client_with, noise, push, small_image};
+use crate::tls::Authority;
 
 const LAYER_BYTES: usize = 11_000_000;
 
@@ -48,6 +49,20 @@ fn figures() {
     let before = proxy.seen().len();
     push(&open(), &Push::image(&image, &repository).tagged("v2".parse().unwrap())).unwrap();
     println!("a new tag: {} requests, {} bytes", proxy.seen().len() - before, bytes(before));
+}
+
+#[test]
+#[ignore = "prints figures and proves nothing"]
+fn figures_over_tls() {
+    let authority = Authority::new("ours");
+    let server = registry!(&authority.kind(&["127.0.0.1"]));
+    let (image, folder) = small_image(&[LAYER_BYTES], 1);
+    let settings = Settings { registry_ca: Some(authority.file(folder.path())), ..Settings::default() };
+    let repository = server.repository("x");
+    let ask = Push::image(&image, &repository).tagged("v1".parse().unwrap());
+    for what in ["first push", "nothing changed", "nothing changed"] {
+        timed(&format!("{what} over TLS"), || push(&client_with(settings.clone(), Keychain::empty()), &ask).unwrap());
+    }
 }
 
 fn timed<T>(what: &str, run: impl FnOnce() -> T) -> T {

@@ -196,6 +196,8 @@ fn with_helpers(name: &str, folder: &Path) -> String {
         .args(["--exact", name, "--ignored", "--nocapture"])
         .env("PATH", path)
         .env(CHILD, folder)
+        // Leads nowhere: a registry on this machine is reached without it.
+        .env("http_proxy", "http://127.0.0.1:9")
         .output()
         .unwrap();
     let printed = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -529,6 +531,17 @@ fn credentials_stay_with_the_registry_that_they_are_for() {
     assert_eq!(seen.iter().filter(|request| request.method == "GET").count(), 1);
     assert!(seen.iter().all(|request| request.header("authorization").is_none()));
     assert!(seen[0].path.contains("signed=x&digest=sha256%3A"), "{}", seen[0].path);
+}
+
+#[test]
+fn a_registry_that_forbids_without_asking_has_no_helper_started() {
+    let folder = tempfile::tempdir().unwrap();
+    let proxy = Proxy::alone(|_| Deed::Answer(403, "not for you", vec![]));
+    let keychain = keychain(folder.path(), &json!({ "credsStore": "fairing-test-that-is-nowhere" }));
+    let reference = format!("{}:12", proxy.repository("x")).parse().unwrap();
+    let error = wait(client_with(Settings::default(), keychain).base(&reference, Architecture::Amd64)).unwrap_err();
+    let expected = format!("not for you (`{}` did not ask for credentials)", proxy.address());
+    assert!(told(&error).ends_with(&expected), "{}", told(&error));
 }
 
 #[test]

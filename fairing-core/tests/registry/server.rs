@@ -31,6 +31,8 @@ pub(crate) struct Kind {
     pub(crate) auth: Option<String>,
     /// Certificate and key, as PEM.
     pub(crate) tls: Option<(String, String)>,
+    /// Its storage is a disk of one mebibyte, which only the registry itself sees.
+    pub(crate) small_disk: bool,
 }
 
 impl Server {
@@ -69,8 +71,15 @@ impl Server {
         let config_file = folder.join("config.yml");
         fs::write(&config_file, config).unwrap();
         let log = fs::File::create(folder.join("log")).unwrap();
-        let mut process = Command::new(PROGRAM)
-            .arg("serve")
+        let mut command = Command::new(if kind.small_disk { "unshare" } else { PROGRAM });
+        if kind.small_disk {
+            fs::create_dir_all(folder.join("storage")).unwrap();
+            let script = "mount -t tmpfs -o size=1m none \"$0\" && exec docker-registry serve \"$1\"";
+            command.args(["--map-root-user", "--mount", "sh", "-c", script]).arg(folder.join("storage"));
+        } else {
+            command.arg("serve");
+        }
+        let mut process = command
             .arg(&config_file)
             .env_remove("OTEL_TRACES_EXPORTER")
             .stdin(Stdio::null())

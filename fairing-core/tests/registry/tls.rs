@@ -130,3 +130,15 @@ fn a_file_that_is_no_certificate_is_named_before_anything_is_sent() {
         assert!(told(&error).contains(&path.display().to_string()), "{}", told(&error));
     }
 }
+
+#[test]
+fn an_entry_of_plain_http_that_is_no_registry_is_named() {
+    for entry in ["http://registry.example", "registry.example/team", "", "registry.example:x"] {
+        let settings = Settings { plain_http: vec![entry.to_owned()], ..Settings::default() };
+        let error = Client::new(settings, Keychain::empty()).unwrap_err();
+        let expected = format!(
+            "`{entry}` in `plain_http` is no registry (write `host` or `host:port`, as in the repository's name)"
+        );
+        assert_eq!(error.to_string(), expected);
+    }
+}
