@@ -187,6 +187,19 @@ impl Keychain {
         self
     }
 
+    /// User name and password for `repository`, for an engine that talks to the registry itself. None is no failure; nor is an
+    /// identity token, which an engine's own login has to do for.
+    ///
+    /// # Errors
+    ///
+    /// [`AuthError`] if a file or a helper program does not say what it should.
+    pub async fn login(&self, repository: &Repository) -> Result<Option<(String, String)>, AuthError> {
+        Ok(match self.find(repository).await?.secret {
+            Some(Secret::Password { username, password }) => Some((username, password)),
+            Some(Secret::Identity(_)) | None => None,
+        })
+    }
+
     /// The credentials for `repository`: the first file that has some counts. None is no failure.
     pub(super) async fn find(&self, repository: &Repository) -> Result<Found, AuthError> {
         let registry = repository.registry();

@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::target::limits;
-use crate::config::{Config, Env as _, Link, ProcessEnv};
+use crate::config::{Builder, Config, Env as _, Link, ProcessEnv};
 use crate::image::append::{self, AppendError, ImagePlan};
 use crate::image::archive::{Archive, ArchiveError};
 use crate::image::cache::{Cache, CacheError};
@@ -24,12 +24,16 @@ use crate::image::layer::{Layer, LayerError};
 use crate::image::libraries::{Libraries, LibrariesError};
 use crate::image::static_build::{Origin, StaticBuild, StaticBuildError};
 use crate::image::{Architecture, Digest, Image, Notice};
-use crate::launch::docker::{Engine, EngineError, LoadError, LoadProgress, RoleLimits, image_labels};
+use crate::launch::docker::{
+    BuildError, Dockerfile, Engine, EngineError, LoadError, LoadProgress, Logins, RoleLimits, TransferError,
+    TransferProgress, image_labels,
+};
+use crate::observe::git;
 use crate::observe::terminal::View;
 use crate::reactor::Reactor;
 use crate::registry::{
-    Base, BaseError, Client, ClientError, Keychain, Progress, Push, PushError, Reference, ReferenceError, Repository,
-    Settings,
+    AuthError, Base, BaseError, Client, ClientError, Keychain, Progress, Push, PushError, Reference, ReferenceError,
+    Repository, Settings, Tag,
 };
 
 /// Where the data folder is in an image.
@@ -81,6 +85,15 @@ pub enum ImageError {
     /// The engine does not take the image.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The engine does not build the image.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The engine does not get an image from a registry, or to it.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+    /// The credentials for a registry cannot be read.
+    #[error(transparent)]
+    Auth(#[from] AuthError),
     /// Images are not built for this processor.
     #[error("this program is for {found}, and images are built for amd64 and arm64")]
     NoArchitecture {
@@ -102,19 +115,32 @@ pub(super) struct Shipment {
     pub(super) limits: RoleLimits,
     has_data: bool,
     settings: Settings,
+    /// The folder of the user's Cargo.toml.
+    manifest: PathBuf,
 }
 
 enum Goods {
     /// An image that is there already.
     Finished(Reference),
+    /// Layers that the engine makes an image of, and sends to the repository if there is one.
+    ByEngine { packed: Packed, dockerfile: Option<PathBuf>, repository: Option<Repository> },
     /// An image for a registry: one for each architecture, on a base or on nothing.
     Pushed { repository: Repository, built: Vec<Built>, base: Option<Repository> },
     /// Layers for the engine, on a base or on nothing.
-    Loaded { program: String, layers: Vec<Layer>, architecture: Architecture, base: Option<Base> },
+    Loaded(Packed),
+}
+
+/// The layers of a program's image, and what they are put on.
+struct Packed {
+    program: String,
+    layers: Vec<Layer>,
+    architecture: Architecture,
+    base: Option<Base>,
 }
 
 /// An image for one architecture, and what it was made of.
 struct Built {
+    program: String,
     image: Image,
     plan: ImagePlan,
 }
@@ -129,6 +155,7 @@ impl Shipment {
             limits: limits(config),
             has_data: config.data_dir.is_some(),
             settings: settings.clone(),
+            manifest: manifest.to_owned(),
         };
         if let Some(finished) = &wanted.finished {
             return Ok(shipment(Goods::Finished(finished.parse()?)));
@@ -137,16 +164,21 @@ impl Shipment {
         let reference = wanted.base.as_deref().map(str::parse::<Reference>).transpose()?;
         let packing = Packing { config, manifest, is_on_base: reference.is_some() };
         let architectures = packing.architectures()?;
-        let bases = match &reference {
+        let mut bases = match &reference {
             None => vec![None; architectures.len()],
             Some(reference) => fetch_bases(&settings, reference, &architectures)?.into_iter().map(Some).collect(),
         };
-        let Some(repository) = repository else {
-            // Several architectures without a repository are refused with the configuration.
-            let (architecture, base) = (architectures[0], bases.into_iter().next().flatten());
+        let by_engine = wanted.builder == Builder::Docker;
+        let Some(repository) = repository.clone().filter(|_| !by_engine) else {
+            // Several architectures are refused here with the configuration.
+            let (architecture, base) = (architectures[0], bases.swap_remove(0));
             let (program, layers) = packing.layers(architecture, view)?;
-            let program = program.name().to_owned();
-            return Ok(shipment(Goods::Loaded { program, layers, architecture, base }));
+            let packed = Packed { program: program.name().to_owned(), layers, architecture, base };
+            let dockerfile = wanted.dockerfile.clone();
+            return Ok(shipment(match by_engine {
+                true => Goods::ByEngine { packed, dockerfile, repository },
+                false => Goods::Loaded(packed),
+            }));
         };
         let cache = Cache::open(&config.cache)?;
         let mut built = Vec::new();
@@ -168,7 +200,7 @@ impl Shipment {
         match &self.goods {
             Goods::Finished(reference) => reference.to_string(),
             Goods::Pushed { repository, built, .. } => repository.at(index_digest(built)).to_string(),
-            Goods::Loaded { program, .. } => program.clone(),
+            Goods::Loaded(packed) | Goods::ByEngine { packed, .. } => packed.program.clone(),
         }
     }
 }
@@ -266,7 +298,7 @@ fn build(cache: &Cache, program: &Program, layers: &[Layer], base: Option<&Base>
     let packed = layers.iter().map(|layer| cache.pack(layer)).collect::<Result<Vec<_>, _>>()?;
     let image = append::assemble(base.as_ref(), &packed, program.architecture(), &settings)?;
     let plan = ImagePlan::new(&image, base.as_ref(), &packed, &settings);
-    Ok(Built { image, plan })
+    Ok(Built { program: program.name().to_owned(), image, plan })
 }
 
 fn image_settings(program: &str) -> append::Settings {
@@ -301,57 +333,141 @@ impl fmt::Display for Shipment {
                 }
                 write!(f, "  pushed to {repository}")
             }
-            Goods::Loaded { program, layers, architecture, base } => {
-                writeln!(f, "image for linux/{architecture}")?;
-                match base {
-                    Some(base) => writeln!(f, "  on {}", base.reference)?,
-                    None => writeln!(f, "  on an empty base")?,
-                }
-                for layer in layers {
-                    let megabytes = layer.size_bytes() as f64 / 1e6;
-                    let digest = layer.diff_id().map_err(|_| fmt::Error)?;
-                    writeln!(f, "  layer {:<9} {megabytes:>7.1} MB, {digest}", layer.name().to_string())?;
-                }
-                writeln!(f, "  starts {}", image_settings(program).entrypoint.join(" "))?;
+            Goods::Loaded(packed) => {
+                writeln!(f, "{packed}")?;
                 write!(f, "  handed to the engine (set `repository` to push it to a registry)")
+            }
+            Goods::ByEngine { packed, dockerfile, repository } => {
+                writeln!(f, "{packed}")?;
+                match dockerfile {
+                    Some(path) => write!(f, "  built by the engine from {}", path.display())?,
+                    None => write!(f, "  built by the engine from a generated Dockerfile")?,
+                }
+                repository.as_ref().map_or(Ok(()), |repository| write!(f, "\n  pushed to {repository}"))
             }
         }
     }
 }
 
+impl fmt::Display for Packed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "image for linux/{}", self.architecture)?;
+        match &self.base {
+            Some(base) => writeln!(f, "  on {}", base.reference)?,
+            None => writeln!(f, "  on an empty base")?,
+        }
+        for layer in &self.layers {
+            let megabytes = layer.size_bytes() as f64 / 1e6;
+            let digest = layer.diff_id().map_err(|_| fmt::Error)?;
+            writeln!(f, "  layer {:<9} {megabytes:>7.1} MB, {digest}", layer.name().to_string())?;
+        }
+        write!(f, "  starts {}", image_settings(&self.program).entrypoint.join(" "))
+    }
+}
+
+/// An image that the engine has.
+pub(super) struct Delivered {
+    /// What the engine calls it.
+    pub(super) image: String,
+    /// The program in it; none if the image is not ours.
+    pub(super) program: Option<String>,
+}
+
 impl Shipment {
-    /// Brings the image to where the engine has it, and returns what the engine calls it.
-    pub(super) fn deliver(self, engine: &Engine, view: &mut dyn View) -> Result<String, ImageError> {
-        match self.goods {
-            Goods::Loaded { program, layers, architecture, base } => {
-                load(engine, &program, &layers, architecture, base.as_ref(), view)
-            }
+    /// Brings the image to where the engine has it.
+    pub(super) fn deliver(self, engine: &Engine, view: &mut dyn View) -> Result<Delivered, ImageError> {
+        let keychain = Keychain::from_env(&ProcessEnv);
+        let program = self.program();
+        let tag = self.tag();
+        let image = match self.goods {
+            Goods::Finished(reference) => pull(engine, &keychain, &reference, view)?,
             Goods::Pushed { repository, built, base } => {
                 let images: Vec<Image> = built.into_iter().map(|built| built.image).collect();
-                let pushed = push(&self.settings, &images, &repository, base.as_ref(), view)?;
-                Ok(engine.pull(&pushed)?)
+                let pushed = push(&self.settings, &images, &repository, base.as_ref(), tag, view)?;
+                pull(engine, &keychain, &pushed, view)?
             }
-            Goods::Finished(reference) => Ok(engine.pull(&reference)?),
+            Goods::Loaded(packed) => load(engine, &keychain, &packed, view)?,
+            Goods::ByEngine { packed, dockerfile, repository } => {
+                let image = build_at(engine, &keychain, &packed, dockerfile.as_deref(), view)?;
+                if let Some(repository) = repository {
+                    let login = login(engine, &keychain, &repository)?;
+                    let (name, tags) = (repository.to_string(), [tag.to_string()]);
+                    let reference = engine.push_image(&image, &name, &tags, login.as_ref(), &mut transferred(view))?;
+                    view.say(&format!("image {reference} pushed by the engine"));
+                }
+                image
+            }
+        };
+        Ok(Delivered { image, program })
+    }
+
+    fn program(&self) -> Option<String> {
+        match &self.goods {
+            Goods::Finished(_) => None,
+            Goods::Pushed { built, .. } => Some(built.first()?.program.clone()),
+            Goods::Loaded(packed) | Goods::ByEngine { packed, .. } => Some(packed.program.clone()),
         }
+    }
+
+    /// A name that people can read, beside the digest that everything refers to: the commit, if there is one.
+    fn tag(&self) -> Tag {
+        let commit = git::commit(&self.manifest, git::GIT_DEADLINE);
+        let text = commit.map(|commit| {
+            let hash = &commit.id[..commit.id.len().min(COMMIT_DIGITS)];
+            // What could not be found out in time counts as changed.
+            if commit.dirty == Some(false) { hash.to_owned() } else { format!("{hash}-dirty") }
+        });
+        text.as_deref().unwrap_or("latest").parse().expect("hexadecimal digits are a tag")
+    }
+}
+
+/// Digits of a commit that tell it from others.
+const COMMIT_DIGITS: usize = 12;
+
+/// User name and password for what the engine itself fetches or sends.
+fn login(
+    engine: &Engine,
+    keychain: &Keychain,
+    repository: &Repository,
+) -> Result<Option<(String, String)>, ImageError> {
+    Ok(engine.wait(keychain.login(repository))?)
+}
+
+/// Makes the engine fetch an image, unless it has it.
+fn pull(
+    engine: &Engine,
+    keychain: &Keychain,
+    reference: &Reference,
+    view: &mut dyn View,
+) -> Result<String, ImageError> {
+    let login = login(engine, keychain, reference.repository())?;
+    Ok(engine.pull(&reference.to_string(), login.as_ref(), &mut transferred(view))?)
+}
+
+/// Says about once a second what the engine is doing.
+fn transferred(view: &mut dyn View) -> impl FnMut(TransferProgress) + Send + '_ {
+    let mut next = Instant::now() + EVERY;
+    move |progress| {
+        if Instant::now() < next {
+            return;
+        }
+        next = Instant::now() + EVERY;
+        let bytes =
+            progress.bytes.map(|(done, total)| format!(" {:.1} of {:.1} MB", done as f64 / 1e6, total as f64 / 1e6));
+        view.say(&format!("the engine: {} {}{}", progress.layer, progress.status, bytes.unwrap_or_default()));
     }
 }
 
 /// Hands the image to the engine.
-fn load(
-    engine: &Engine,
-    program: &str,
-    layers: &[Layer],
-    architecture: Architecture,
-    base: Option<&Base>,
-    view: &mut dyn View,
-) -> Result<String, ImageError> {
-    let pulled = base.map(|base| engine.pull(&base.reference)).transpose()?;
-    let base = base.map(to_append);
-    let archive = Archive::new(base.as_ref(), layers, architecture, &image_settings(program))?;
+fn load(engine: &Engine, keychain: &Keychain, packed: &Packed, view: &mut dyn View) -> Result<String, ImageError> {
+    let pulled = packed.base.as_ref().map(|base| pull(engine, keychain, &base.reference, view)).transpose()?;
+    let base = packed.base.as_ref().map(to_append);
+    let settings = image_settings(&packed.program);
+    let archive = Archive::new(base.as_ref(), &packed.layers, packed.architecture, &settings)?;
     let began = Instant::now();
     let loaded = following(view, "loading the image", |progress| {
         let told = |step: LoadProgress| progress(step.sent_bytes, step.total_bytes);
-        engine.load(program, &archive, pulled.as_deref(), &told)
+        engine.load(&packed.program, &archive, pulled.as_deref(), &told)
     })?;
     let (megabytes, seconds) = (loaded.sent_bytes as f64 / 1e6, began.elapsed().as_secs_f64());
     view.say(&match loaded.sent_bytes {
@@ -359,6 +475,28 @@ fn load(
         _ => format!("image {} loaded: {megabytes:.1} MB in {seconds:.1} s", loaded.tag),
     });
     Ok(loaded.id)
+}
+
+/// Has the image built by the engine, from the user's Dockerfile or a generated one.
+fn build_at(
+    engine: &Engine,
+    keychain: &Keychain,
+    packed: &Packed,
+    dockerfile: Option<&Path>,
+    view: &mut dyn View,
+) -> Result<String, ImageError> {
+    let pulled = packed.base.as_ref().map(|base| pull(engine, keychain, &base.reference, view)).transpose()?;
+    let base = packed.base.as_ref().map(to_append);
+    let settings = image_settings(&packed.program);
+    let archive = Archive::new(base.as_ref(), &packed.layers, packed.architecture, &settings)?;
+    let dockerfile = match dockerfile {
+        Some(path) => Dockerfile::Own(path),
+        None => Dockerfile::Generated { base: pulled.as_deref() },
+    };
+    let logins = Logins::new();
+    let built = engine.build(&packed.program, &archive, dockerfile, &logins, &mut |line| view.say(line))?;
+    view.say(&format!("image {} built", built.tag));
+    Ok(built.id)
 }
 
 /// Does `work` in another thread, and says about once a second how many bytes it has come to.
@@ -391,6 +529,7 @@ fn push(
     images: &[Image],
     repository: &Repository,
     base: Option<&Repository>,
+    tag: Tag,
     view: &mut dyn View,
 ) -> Result<Reference, ImageError> {
     let client = Client::new(settings.clone(), Keychain::from_env(&ProcessEnv))?;
@@ -400,6 +539,7 @@ fn push(
         None => Push::image(&images[0], repository),
         Some((descriptor, bytes)) => Push::index(images, descriptor, bytes, repository),
     };
+    push = push.tagged(tag);
     if let Some(base) = base {
         push = push.on_base(base);
     }

@@ -10,7 +10,7 @@ use crate::observe::terminal::View;
 use crate::topology::Address;
 #[cfg(feature = "docker")]
 use {
-    super::ship::Shipment,
+    super::ship::{Delivered, Shipment},
     crate::config::{ProcessEnv, Resources},
     crate::launch::docker::{self, DockerLauncher, Engine, Limits, RoleLimits},
 };
@@ -104,9 +104,9 @@ impl Prepared {
                 let engine = engine()?;
                 let data_dir = shipment.data_dir();
                 let limits = shipment.limits;
-                let image = shipment.deliver(&engine, view)?;
+                let Delivered { image, program } = shipment.deliver(&engine, view)?;
                 let site = Site { servers: docker::addresses(&config.topology), cores: engine.cores(), data_dir };
-                let launcher = DockerLauncher::new(engine, image, limits);
+                let launcher = DockerLauncher::new(engine, image, limits).tidying(program);
                 Ok(Target { launcher: Box::new(launcher), site, is_remote: true })
             }
         }

@@ -193,6 +193,15 @@ impl Engine {
         &self.reactor
     }
 
+    /// Waits for anything on the threads that talk to this engine.
+    pub(crate) fn wait<F>(&self, future: F) -> F::Output
+    where
+        F: Future + Send,
+        F::Output: Send,
+    {
+        self.reactor.wait(future)
+    }
+
     /// Asks for something and waits for the answer, at most [`CALL`].
     pub(super) fn call<T: Send>(
         &self,

@@ -85,12 +85,19 @@ pub struct DockerLauncher {
     engine: Engine,
     image: String,
     limits: RoleLimits,
+    tidied: Option<String>,
 }
 
 impl DockerLauncher {
     /// A launcher that starts `image`, an id or a reference that `engine` knows.
     pub fn new(engine: Engine, image: String, limits: RoleLimits) -> Self {
-        Self { engine, image, limits }
+        Self { engine, image, limits, tidied: None }
+    }
+
+    /// When the run is over, older images of `program` that no container uses are removed.
+    #[must_use]
+    pub fn tidying(self, program: Option<String>) -> Self {
+        Self { tidied: program, ..self }
     }
 }
 
@@ -116,6 +123,7 @@ impl Launcher for DockerLauncher {
             engine: self.engine.clone(),
             image: self.image,
             limits: self.limits,
+            tidied: self.tidied,
             run: plan.run.clone(),
             members: Vec::new(),
             ending,
@@ -184,6 +192,8 @@ struct DockerRun {
     engine: Engine,
     image: String,
     limits: RoleLimits,
+    /// The program of which older images are removed in the end.
+    tidied: Option<String>,
     run: String,
     members: Vec<Member>,
     ending: Arc<Ending>,
@@ -289,6 +299,10 @@ impl Launched for DockerRun {
         let reason = match removed {
             Ok(Ok(_)) => {
                 guardian.dismiss();
+                if let Some(program) = &self.tidied {
+                    // At worst an image is left that the next run removes.
+                    let _ = self.engine.tidy(program, &self.image);
+                }
                 return Vec::new();
             }
             Ok(Err(error)) => error.to_string(),
