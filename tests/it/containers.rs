@@ -3,13 +3,17 @@
 #[path = "../../fairing-core/tests/docker/engine.rs"]
 mod engine;
 
-use std::io::Write as _;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
 use std::sync::{LazyLock, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use fairing_core::{DistributedTraining as _, Topology};
 use fairing_tests::law::{Kind, Law, Rule};
+use tempfile::TempDir;
 
 use crate::support::{Ended, PATIENCE, Program, Running, Signal};
 use engine::Engine;
@@ -25,9 +29,56 @@ const LAW: Law = Law {
     pause_ms: 20,
 };
 
+/// An engine, and a registry that both it and this program reach at one address: two of them share their storage, since what
+/// is this machine's own address is another one in the engine's namespace.
+struct Stage {
+    engine: Engine,
+    registry: String,
+    /// Its end is the end of the registry on this side.
+    _registry: Child,
+    _folder: TempDir,
+}
+
+impl Stage {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+        let registry = format!("127.0.0.1:{port}");
+        let configuration = folder.path().join("registry.yml");
+        let storage = folder.path().join("storage");
+        let text = format!(
+            "version: 0.1\nlog: {{ level: error }}\nhttp: {{ addr: '{registry}' }}\nstorage:\n  filesystem: {{ rootdirectory: '{}' }}\n",
+            storage.display()
+        );
+        fs::write(&configuration, text).unwrap();
+        let script =
+            "docker-registry serve \"$0\" </dev/null >/dev/null 2>&1 & cat >/dev/null; kill $!; wait; rm -rf \"$1\"";
+        let mut command = Command::new("sh");
+        let registering =
+            command.args(["-c", script]).arg(&configuration).arg(folder.path()).stdin(Stdio::piped()).spawn();
+        let engine = Engine::start_beside(Some(&configuration));
+        let deadline = Instant::now() + PATIENCE;
+        while TcpStream::connect(&registry).is_err() {
+            assert!(Instant::now() < deadline, "the registry does not start");
+            thread::sleep(Duration::from_millis(20));
+        }
+        Self { engine, registry, _registry: registering.unwrap(), _folder: folder }
+    }
+
+    /// What the registry answers to a question.
+    fn ask(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect(&self.registry).unwrap();
+        let manifest = "application/vnd.oci.image.manifest.v1+json";
+        write!(stream, "GET /v2/{path} HTTP/1.0\r\nAccept: {manifest}\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+}
+
 /// One after another, so that each may ask the engine what is left.
-static ENGINE: LazyLock<Option<Mutex<Engine>>> = LazyLock::new(|| match engine::missing() {
-    None => Some(Mutex::new(Engine::start())),
+static STAGE: LazyLock<Option<Mutex<Stage>>> = LazyLock::new(|| match missing() {
+    None => Some(Mutex::new(Stage::start())),
     Some(reason) => {
         let skipped = format!("skipped: training in containers: {reason}");
         assert!(std::env::var("CI").as_deref() != Ok("true"), "{skipped}");
@@ -37,9 +88,15 @@ static ENGINE: LazyLock<Option<Mutex<Engine>>> = LazyLock::new(|| match engine::
     }
 });
 
-fn engine() -> Option<MutexGuard<'static, Engine>> {
+fn missing() -> Option<String> {
+    let has_registry = || Command::new("docker-registry").arg("--version").output().is_ok();
+    engine::missing()
+        .or_else(|| (!has_registry()).then(|| "docker-registry is missing (Debian: apt-get install it)".into()))
+}
+
+fn stage() -> Option<MutexGuard<'static, Stage>> {
     // A test that failed has left nothing that the next one could not stand.
-    Some(ENGINE.as_ref()?.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    Some(STAGE.as_ref()?.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
 }
 
 trait InContainers {
@@ -95,71 +152,139 @@ fn trained_as_in_memory(law: &Law, topology: Topology, ended: Ended) {
 
 #[test]
 fn containers_train_the_same_bits_as_threads() {
-    let Some(engine) = engine() else { return };
+    let Some(stage) = stage() else { return };
+    let engine = &stage.engine;
     let law = Law { pause_ms: 0, ..LAW };
     for topology in [Topology::new(2, 2), Topology::new(2, 0)] {
-        let program = Program::law(&law, topology.workers.get(), topology.ps).in_containers(&engine);
+        let program = Program::law(&law, topology.workers.get(), topology.ps).in_containers(engine);
         trained_as_in_memory(&law, topology, program.run());
-        nothing_is_left(&engine);
+        nothing_is_left(engine);
     }
 }
 
 #[test]
 fn killed_worker_container_is_started_again_and_no_bit_differs() {
-    let Some(engine) = engine() else { return };
-    let program = Program::law(&LAW, 2, 2).in_containers(&engine).env("FAIRING_REJOIN", "30s");
+    let Some(stage) = stage() else { return };
+    let engine = &stage.engine;
+    let program = Program::law(&LAW, 2, 2).in_containers(engine).env("FAIRING_REJOIN", "30s");
     let mut running = in_second_epoch(program, &LAW);
     running.signal_replica("worker", 1, Signal::KILL);
     running.wait_for("warning: worker 1 is started again");
     trained_as_in_memory(&LAW, Topology::new(2, 2), running.end());
-    nothing_is_left(&engine);
+    nothing_is_left(engine);
 }
 
 #[test]
 fn killed_container_fails_the_run_and_is_named() {
-    let Some(engine) = engine() else { return };
+    let Some(stage) = stage() else { return };
+    let engine = &stage.engine;
     for (role, name) in [("worker", "worker 1"), ("ps", "ps 1"), ("ps", "ps 0")] {
         let law = Law { epochs: 100, ..LAW };
-        let running = in_second_epoch(Program::law(&law, 2, 2).in_containers(&engine), &law);
+        let running = in_second_epoch(Program::law(&law, 2, 2).in_containers(engine), &law);
         let rank = name.rsplit(' ').next().unwrap().parse().unwrap();
         running.signal_replica(role, rank, Signal::KILL);
         let ended = running.end().code(1).nothing_left();
         assert_eq!(ended.summary()["status"], "failed");
         ended.says(&format!("{name} was ended by signal 9 (SIGKILL)")).says(&format!("cause: {name}"));
-        nothing_is_left(&engine);
+        nothing_is_left(engine);
     }
 }
 
 #[test]
 fn interrupted_run_in_containers_saves_its_model() {
-    let Some(engine) = engine() else { return };
+    let Some(stage) = stage() else { return };
+    let engine = &stage.engine;
     let law = Law { epochs: 100, ..LAW };
-    let running = in_second_epoch(Program::law(&law, 2, 1).in_containers(&engine), &law);
+    let running = in_second_epoch(Program::law(&law, 2, 1).in_containers(engine), &law);
     running.signal_group(Signal::INT);
     let ended = running.end().code(130).nothing_left();
     assert_eq!(ended.summary()["status"], "stopped");
     assert!(ended.has_model());
-    nothing_is_left(&engine);
+    nothing_is_left(engine);
 }
 
 #[test]
 fn launcher_killed_leaves_nothing_at_the_engine() {
-    let Some(engine) = engine() else { return };
+    let Some(stage) = stage() else { return };
+    let engine = &stage.engine;
     let law = Law { epochs: 100, ..LAW };
-    let running = in_second_epoch(Program::law(&law, 2, 1).in_containers(&engine), &law);
+    let running = in_second_epoch(Program::law(&law, 2, 1).in_containers(engine), &law);
     running.signal(Signal::KILL);
     running.end().signalled(Signal::KILL);
-    nothing_stays(&engine);
+    nothing_stays(engine);
 }
 
 #[test]
 fn two_runs_in_containers_do_not_disturb_each_other() {
-    let Some(engine) = engine() else { return };
-    let start = || Program::law(&LAW, 2, 1).in_containers(&engine).start();
+    let Some(stage) = stage() else { return };
+    let engine = &stage.engine;
+    let start = || Program::law(&LAW, 2, 1).in_containers(engine).start();
     let (one, other) = (start(), start());
     trained_as_in_memory(&LAW, Topology::new(2, 1), one.end());
     trained_as_in_memory(&LAW, Topology::new(2, 1), other.end());
-    nothing_is_left(&engine);
+    nothing_is_left(engine);
+}
+
+#[test]
+fn pushed_image_is_run_by_its_digest_and_sent_once() {
+    let Some(stage) = stage() else { return };
+    let engine = &stage.engine;
+    let repository = format!("{}/team/fixture", stage.registry);
+    let law = Law { pause_ms: 0, ..LAW };
+    let program = || Program::law(&law, 2, 1).in_containers(engine).env("FAIRING_REPOSITORY", &repository);
+    let said = |ended: &Ended, what: &str| {
+        let text = ended.stderr();
+        let line = text.lines().find(|line| line.contains(what)).unwrap_or_else(|| panic!("no `{what}` in:\n{text}"));
+        line.split_whitespace().find(|word| word.contains("@sha256:")).expect("a digest").to_owned()
+    };
+    let first = program().run();
+    let reference = said(&first, " pushed: ");
+    trained_as_in_memory(&law, Topology::new(2, 1), first);
+    let second = program().run();
+    assert_eq!(said(&second, " is there already"), reference);
+    trained_as_in_memory(&law, Topology::new(2, 1), second);
+    nothing_is_left(engine);
+    let digest = reference.split_once('@').unwrap().1;
+    assert!(stage.ask(&format!("team/fixture/manifests/{digest}")).starts_with("HTTP/1.0 200"));
+    // A name for people beside the digest.
+    let tags = stage.ask("team/fixture/tags/list");
+    assert!(tags.contains("\"tags\":[\""), "{tags}");
+
+    // What is in the registry is as good as a finished image, and as a base.
+    for (variable, reference) in [("FAIRING_IMAGE", &reference), ("FAIRING_BASE", &reference)] {
+        let ended = Program::law(&law, 2, 1).in_containers(engine).env(variable, reference).run();
+        trained_as_in_memory(&law, Topology::new(2, 1), ended);
+        nothing_is_left(engine);
+    }
+    let ended = program().env("FAIRING_BASE", &reference).run();
+    trained_as_in_memory(&law, Topology::new(2, 1), ended);
+    nothing_is_left(engine);
+}
+
+#[test]
+fn engine_builds_the_image_from_a_dockerfile() {
+    let Some(stage) = stage() else { return };
+    let engine = &stage.engine;
+    let law = Law { pause_ms: 0, ..LAW };
+    let program = || Program::law(&law, 2, 1).in_containers(engine).env("FAIRING_BUILDER", "docker");
+    trained_as_in_memory(&law, Topology::new(2, 1), program().run());
+    nothing_is_left(engine);
+
+    let folder = tempfile::tempdir().unwrap();
+    let dockerfile = folder.path().join("Dockerfile");
+    let text = "FROM scratch\nADD fairing/libraries.tar /\nADD fairing/program.tar /\nENTRYPOINT [\"/app/fixture\"]\n";
+    fs::write(&dockerfile, text).unwrap();
+    let repository = format!("{}/team/own", stage.registry);
+    let own = program().env("FAIRING_DOCKERFILE", dockerfile.to_str().unwrap()).env("FAIRING_REPOSITORY", &repository);
+    let ended = own.run().says("Step 1/").says(" pushed by the engine");
+    trained_as_in_memory(&law, Topology::new(2, 1), ended);
+    nothing_is_left(engine);
+    assert!(stage.ask("team/own/tags/list").contains("\"tags\":[\""));
+
+    let missing = folder.path().join("Nowhere");
+    let ended = program().env("FAIRING_DOCKERFILE", missing.to_str().unwrap()).run().code(1);
+    let ended = ended.says("cannot read the Dockerfile").says("Nowhere");
+    assert!(!ended.run_folder().exists());
 }
 
 #[test]
