@@ -23,6 +23,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+pub use content::StreamError;
 pub use notice::Notice;
 
 /// Media type of an image manifest.
