@@ -272,13 +272,7 @@ impl Work<'_> {
         let told = tags.len() < self.push.tags.len();
         pushed.unchanged = told || self.find(&top.digest.to_string(), top).await?.is_some();
         if !pushed.unchanged {
-            self.send_blobs(&mut pushed).await?;
-            for image in self.push.images {
-                self.put(&image.descriptor.digest.to_string(), &image.descriptor, &image.manifest).await?;
-            }
-            if self.push.index.is_some() {
-                self.put(&top.digest.to_string(), top, manifest).await?;
-            }
+            self.store(&mut pushed).await?;
         }
         for tag in tags {
             self.put(&tag.to_string(), top, manifest).await?;
@@ -287,14 +281,50 @@ impl Work<'_> {
         Ok(pushed)
     }
 
+    /// Brings blobs and manifests there.
+    ///
+    /// A registry may lose sight of a blob for a moment while another push brings the same one: docker-registry then
+    /// refuses the manifest. The blobs are asked for once more and the manifest is offered again, within bounds.
+    async fn store(&self, pushed: &mut Pushed) -> Result<(), PushError> {
+        let patience = self.client.patience();
+        for attempt in 1.. {
+            self.send_blobs(pushed, attempt == 1).await?;
+            match self.put_manifests().await {
+                Err(error) if attempt < patience.attempts && self.lost_sight(&error) => {
+                    let pause = patience.pause.saturating_mul(1 << (attempt - 1).min(16));
+                    tokio::time::sleep(pause.min(patience.longest_pause)).await;
+                }
+                stored => return stored,
+            }
+        }
+        unreachable!("the last attempt returns")
+    }
+
+    async fn put_manifests(&self) -> Result<(), PushError> {
+        for Image { descriptor, manifest, .. } in self.push.images {
+            self.put(&descriptor.digest.to_string(), descriptor, manifest).await?;
+        }
+        if let Some((descriptor, index)) = self.push.index {
+            self.put(&descriptor.digest.to_string(), descriptor, index).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether a manifest was refused for a blob that is there, by all that is known.
+    fn lost_sight(&self, error: &PushError) -> bool {
+        let PushError::ManifestRefused { words, .. } = error else { return false };
+        let mut blobs = self.push.images.iter().flat_map(|image| image.layers.iter().chain([&image.config]));
+        words.contains("BLOB_UNKNOWN") && blobs.any(|blob| words.contains(&blob.descriptor.digest.to_string()))
+    }
+
     /// Asks for the manifest `name`.
     async fn find(&self, name: &str, descriptor: &Descriptor) -> Result<Option<Option<Digest>>, PushError> {
         let found = self.session.find_manifest(name, &descriptor.media_type, true).await;
         found.map_err(|source| self.failed(source))
     }
 
-    /// Brings every blob of every image there.
-    async fn send_blobs(&self, pushed: &mut Pushed) -> Result<(), PushError> {
+    /// Brings every blob of every image there; `first` counts those that were there before.
+    async fn send_blobs(&self, pushed: &mut Pushed, first: bool) -> Result<(), PushError> {
         let mut seen = HashSet::new();
         let blobs = self.push.images.iter().flat_map(|image| image.layers.iter().chain([&image.config]));
         let blobs: Vec<&Blob> = blobs.filter(|blob| seen.insert(&blob.descriptor.digest)).collect();
@@ -310,16 +340,17 @@ impl Work<'_> {
         let mut missing = Vec::new();
         for (blob, step) in steps {
             match step {
-                Step::Existed => pushed.existed += 1,
+                // In a second look these are the ones of the first.
+                Step::Existed => pushed.existed += usize::from(first),
                 Step::Mounted => pushed.mounted += 1,
                 Step::Missing(url) => missing.push((blob, url)),
             }
         }
         self.meter.update(|progress| {
             progress.done_blobs = progress.blobs - missing.len();
-            progress.missing_bytes = missing.iter().map(|(blob, _)| blob.descriptor.size).sum();
+            progress.missing_bytes += missing.iter().map(|(blob, _)| blob.descriptor.size).sum::<u64>();
         });
-        pushed.sent = missing.len();
+        pushed.sent += missing.len();
         let sends: Vec<_> = missing.into_iter().map(|(blob, url)| self.send(blob, url).boxed()).collect();
         stream::iter(sends).buffer_unordered(PARALLEL).try_collect().await
     }

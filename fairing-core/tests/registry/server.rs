@@ -92,7 +92,7 @@ impl Server {
             if process.try_wait().unwrap().is_some() {
                 return None;
             }
-            if TcpStream::connect(address).is_ok() {
+            if listens(process.id(), address) {
                 return Some((process, address));
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -164,6 +164,20 @@ impl Drop for Server {
         _ = self.process.kill();
         _ = self.process.wait();
     }
+}
+
+/// Whether it is this process, and not another registry, that has the address.
+fn listens(process: u32, address: SocketAddr) -> bool {
+    // As the kernel writes it: address and port in hexadecimal, the address with its bytes reversed.
+    let place = format!("0100007F:{:04X}", address.port());
+    let sockets = fs::read_to_string("/proc/net/tcp").unwrap();
+    let listening = sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let inode =
+        listening.into_iter().find_map(|field| (field[1] == place && field[3] == "0A").then(|| field[9].to_owned()));
+    let Some(inode) = inode else { return false };
+    let Ok(files) = fs::read_dir(format!("/proc/{process}/fd")) else { return false };
+    let mut targets = files.filter_map(|file| fs::read_link(file.ok()?.path()).ok());
+    targets.any(|target| target.as_os_str() == format!("socket:[{inode}]").as_str())
 }
 
 fn is_installed() -> bool {

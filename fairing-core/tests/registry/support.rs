@@ -28,10 +28,12 @@ pub(crate) fn client_with(settings: Settings, keychain: Keychain) -> Client {
     Client::with_patience(settings, keychain, patience()).unwrap()
 }
 
-/// As by default, but with short pauses.
+/// As by default, but in shorter times.
 pub(crate) fn patience() -> Patience {
     let mut patience = Patience::default();
     patience.pause = Duration::from_millis(5);
+    // What hangs is to be seen as an error of the test and not as a test without an end.
+    [patience.answer, patience.stall, patience.commit] = [Duration::from_secs(15); 3];
     patience
 }
 
