@@ -136,21 +136,14 @@ pub(super) fn configuration(
     layers: &[(LayerName, Digest)],
     architecture: Architecture,
     settings: &Settings,
-) -> Result<(Vec<u8>, Vec<Digest>), AppendError> {
+) -> Result<(Vec<u8>, Vec<String>), AppendError> {
     let config = match base {
         Some(base) => base_config(base, architecture)?,
         None => empty_config(architecture),
     };
-    let mut diff_ids = Vec::new();
-    for diff_id in config["rootfs"]["diff_ids"].as_array().into_iter().flatten() {
-        let diff_id = diff_id.as_str().and_then(|text| text.parse().ok());
-        let broken = || {
-            let base = base.map(|base| base.reference.clone()).unwrap_or_default();
-            AppendError::Broken { base, what: "a layer's digest is none" }
-        };
-        diff_ids.push(diff_id.ok_or_else(broken)?);
-    }
-    diff_ids.extend(layers.iter().map(|(_, diff_id)| diff_id.clone()));
+    let of_base = config["rootfs"]["diff_ids"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let own = layers.iter().map(|(_, diff_id)| diff_id.to_string());
+    let diff_ids = of_base.map(str::to_owned).chain(own).collect();
     let config = complete(config, layers, settings, &annotations(base, settings), base.is_some());
     Ok((config, diff_ids))
 }

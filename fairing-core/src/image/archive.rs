@@ -35,7 +35,7 @@ pub struct Archive<'a> {
     image_id: Digest,
     config: Vec<u8>,
     /// Of all layers, also those of the base.
-    diff_ids: Vec<Digest>,
+    diff_ids: Vec<String>,
     layers: &'a [Layer],
 }
 
@@ -75,8 +75,8 @@ impl<'a> Archive<'a> {
         self.layers
     }
 
-    /// The SHA-256 of every layer's uncompressed archive, the lowest layer first, those of the base included.
-    pub fn diff_ids(&self) -> &[Digest] {
+    /// The digest of every layer's uncompressed archive, the lowest layer first, those of the base included.
+    pub fn diff_ids(&self) -> &[String] {
         &self.diff_ids
     }
 
@@ -99,7 +99,7 @@ impl<'a> Archive<'a> {
     /// [`StreamError`]. A file that keeps its size and changes its bytes meanwhile makes the engine refuse the archive,
     /// since the layer is then not the one that the configuration names.
     pub fn write_to(&self, tag: &str, left_out: usize, to: &mut dyn Write) -> Result<(), StreamError> {
-        let names: Vec<String> = self.diff_ids.iter().map(layer_name).collect();
+        let names: Vec<String> = self.diff_ids.iter().map(|diff_id| layer_name(diff_id)).collect();
         let manifest = json!([{ "Config": config_name(&self.image_id), "RepoTags": [tag], "Layers": names }]);
         write_bytes(to, "manifest.json", manifest.to_string().as_bytes())?;
         write_bytes(to, &config_name(&self.image_id), &self.config)?;
@@ -111,7 +111,7 @@ impl<'a> Archive<'a> {
         to.write_all(&[0; 1024]).map_err(StreamError::Write)
     }
 
-    fn sent(&self, left_out: usize) -> impl Iterator<Item = (&'a Layer, &Digest)> {
+    fn sent(&self, left_out: usize) -> impl Iterator<Item = (&'a Layer, &String)> {
         let base = self.base_layers_count();
         self.layers.iter().zip(&self.diff_ids[base..]).skip(left_out.saturating_sub(base))
     }
@@ -121,8 +121,8 @@ fn config_name(image_id: &Digest) -> String {
     format!("{}.json", image_id.hex())
 }
 
-fn layer_name(diff_id: &Digest) -> String {
-    format!("{}.tar", diff_id.hex())
+fn layer_name(diff_id: &str) -> String {
+    format!("{}.tar", diff_id.trim_start_matches("sha256:"))
 }
 
 fn header(name: &str, size: u64) -> tar::Header {

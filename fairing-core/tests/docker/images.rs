@@ -28,6 +28,7 @@ pub(crate) const TESTS: &[(&str, fn())] = tests![
     loaded_image_runs_and_is_sent_once,
     layers_that_the_engine_has_are_not_sent,
     image_that_cannot_be_read_is_not_loaded,
+    engine_that_goes_away_ends_the_loading,
     layers_go_on_a_base_that_the_engine_has,
     generated_dockerfile_gives_the_same_program,
     own_dockerfile_sees_its_folder_and_the_layers,
@@ -139,6 +140,17 @@ fn image_that_cannot_be_read_is_not_loaded() {
     );
     assert_eq!(with_engine(images), Vec::<String>::new());
     nothing_is_left();
+}
+
+fn engine_that_goes_away_ends_the_loading() {
+    let server = Engine::start();
+    let engine = Connection::connect(&BTreeMap::from([("DOCKER_HOST".to_owned(), server.host())])).unwrap();
+    let layers = program_layers();
+    let server = Mutex::new(Some(server));
+    let ends_the_engine = |_: LoadProgress| drop(server.lock().unwrap().take());
+    let error = engine.load("ended", &archive(&layers, "ended"), None, &ends_the_engine).unwrap_err();
+    let LoadError::Engine(EngineError::Refused { status: None, action, .. }) = &error else { panic!("{error:?}") };
+    assert!(action.starts_with("load the image `fairing/ended:"), "{error}");
 }
 
 fn layers_go_on_a_base_that_the_engine_has() {

@@ -222,6 +222,9 @@ fn launcher(run: &str, behaviour: &str) {
 
 // Helpers of the tests.
 
+/// Who wrote it, where, and what.
+type Line = (Replica, Stream, String);
+
 struct Run {
     launched: Box<dyn Launched>,
     plan: LaunchPlan,
@@ -300,7 +303,7 @@ impl Run {
 
     /// Everything until `replicas` have ended.
     #[track_caller]
-    fn finish(&self, replicas: usize) -> (Vec<(Replica, Stream, String)>, BTreeMap<Replica, Exit>) {
+    fn finish(&self, replicas: usize) -> (Vec<Line>, BTreeMap<Replica, Exit>) {
         let (mut lines, mut exits) = (Vec::new(), BTreeMap::new());
         while exits.len() < replicas {
             match self.next() {

@@ -232,7 +232,7 @@ fn is_of(image: &ImageInspect, archive: &Archive<'_>) -> bool {
 /// How many layers `image` and the archive have in common, from the lowest on.
 fn common_layers(image: &ImageInspect, archive: &Archive<'_>) -> usize {
     let layers = image.root_fs.iter().flat_map(|root| root.layers.iter().flatten());
-    layers.zip(archive.diff_ids()).take_while(|(found, wanted)| **found == wanted.to_string()).count()
+    layers.zip(archive.diff_ids()).take_while(|(found, wanted)| found == wanted).count()
 }
 
 /// What people call the image of a program, by the hexadecimal digits of its id.
