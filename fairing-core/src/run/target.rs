@@ -19,7 +19,11 @@ use {
 pub(super) enum Prepared {
     Local(LocalLauncher),
     #[cfg(feature = "docker")]
-    Docker(Box<Shipment>),
+    Docker {
+        shipment: Box<Shipment>,
+        /// None in a dry run, which asks no engine.
+        engine: Option<Engine>,
+    },
 }
 
 /// A target whose replicas can be started.
@@ -46,11 +50,11 @@ impl Prepared {
             Kind::Local => Ok(Prepared::Local(LocalLauncher::new()?)),
             #[cfg(feature = "docker")]
             Kind::Docker => {
-                // An engine that is not there should not be found out about after a minute of packing.
-                if !config.dry_run {
-                    engine()?;
-                }
-                Ok(Prepared::Docker(Box::new(Shipment::pack(config, manifest, view)?)))
+                // Asked first: an engine that is not there should not be found out about after a minute of packing.
+                let engine = (!config.dry_run).then(engine).transpose()?;
+                let architecture = engine.as_ref().and_then(Engine::architecture);
+                let shipment = Box::new(Shipment::pack(config, manifest, architecture, view)?);
+                Ok(Prepared::Docker { shipment, engine })
             }
             #[cfg(not(feature = "docker"))]
             target @ Kind::Docker => {
@@ -65,7 +69,7 @@ impl Prepared {
         match self {
             Prepared::Local(launcher) => local_site(launcher, config),
             #[cfg(feature = "docker")]
-            Prepared::Docker(shipment) => {
+            Prepared::Docker { shipment, .. } => {
                 let servers = docker::addresses(&config.topology);
                 Site { servers, cores: cores(), data_dir: shipment.data_dir() }
             }
@@ -83,7 +87,7 @@ impl Prepared {
                 }
             }
             #[cfg(feature = "docker")]
-            Prepared::Docker(shipment) => {
+            Prepared::Docker { shipment, .. } => {
                 writeln!(text, "{shipment}").expect("a string");
                 text += &docker::describe(plan, &shipment.name_at_the_engine(), &shipment.limits);
             }
@@ -100,8 +104,8 @@ impl Prepared {
                 Ok(Target { launcher: Box::new(launcher), site, is_remote: false })
             }
             #[cfg(feature = "docker")]
-            Prepared::Docker(shipment) => {
-                let engine = engine()?;
+            Prepared::Docker { shipment, engine } => {
+                let engine = engine.expect("only a dry run has none, and it delivers nothing");
                 let data_dir = shipment.data_dir();
                 let limits = shipment.limits;
                 let Delivered { image, program } = shipment.deliver(&engine, view)?;

@@ -173,7 +173,7 @@ fn a_helper_that_is_missing_is_named_with_the_file_that_names_it() {
     }
 }
 
-/// Runs `name`, an ignored test of this program, with helper programs on its PATH; gives all that it printed.
+/// Runs `name`, a test of this program, with helper programs on its PATH; gives all that it printed.
 fn with_helpers(name: &str, folder: &Path) -> String {
     let programs = folder.join("bin");
     fs::create_dir(&programs).unwrap();
@@ -193,7 +193,7 @@ fn with_helpers(name: &str, folder: &Path) -> String {
     helper("hanging", "read -r server; while kill -0 $PPID; do sleep 0.1; done");
     let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--ignored", "--nocapture"])
+        .args(["--exact", name, "--nocapture"])
         .env("PATH", path)
         .env(CHILD, folder)
         // Leads nowhere: a registry on this machine is reached without it.
@@ -218,8 +218,8 @@ fn helper_programs_are_asked_and_their_failures_are_named() {
     assert_eq!(asked, line.repeat(3));
 }
 
+/// A part of `helper_programs_are_asked_and_their_failures_are_named`, which starts it; by itself it does nothing.
 #[test]
-#[ignore = "started by `helper_programs_are_asked_and_their_failures_are_named`"]
 fn child_that_asks_helpers() {
     let Ok(folder) = std::env::var(CHILD) else { return };
     let folder = Path::new(&folder);

@@ -5,7 +5,6 @@
 
 mod bases;
 mod faults;
-mod figures;
 mod logins;
 mod proxy;
 mod pushes;

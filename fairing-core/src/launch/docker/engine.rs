@@ -9,6 +9,7 @@ use bollard::models::SystemInfo;
 use bollard::{API_DEFAULT_VERSION, Docker};
 
 use crate::config::Env;
+use crate::image::Architecture;
 use crate::reactor::Reactor;
 
 /// How long the engine may take to answer a request that makes, starts or removes something. A loaded engine takes seconds.
@@ -175,9 +176,13 @@ impl Engine {
         self.cores
     }
 
-    /// Its processor architecture, as `uname` spells it.
-    pub fn architecture(&self) -> &str {
-        &self.architecture
+    /// The architecture of its processor, if images of it can be built.
+    pub fn architecture(&self) -> Option<Architecture> {
+        match self.architecture.as_str() {
+            "x86_64" | "amd64" => Some(Architecture::Amd64),
+            "aarch64" | "arm64" => Some(Architecture::Arm64),
+            _ => None,
+        }
     }
 
     /// Whether an image may be loaded without the layers that the engine has.

@@ -1,0 +1,260 @@
+//! Bringing an image to where the engine has it.
+
+use std::path::Path;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::pack::{Built, Packed, image_settings, to_append};
+use super::{Goods, ImageError, Shipment};
+use crate::config::ProcessEnv;
+use crate::image::Image;
+use crate::image::append;
+use crate::image::archive::Archive;
+use crate::launch::docker::{Dockerfile, Engine, LoadProgress, Logins, TransferProgress};
+use crate::observe::git;
+use crate::observe::terminal::View;
+use crate::reactor::Reactor;
+use crate::registry::{Client, Keychain, Progress, Push, PushError, Reference, Repository, Settings, Tag};
+
+/// An image that the engine has.
+pub(crate) struct Delivered {
+    /// What the engine calls it.
+    pub(crate) image: String,
+    /// The program in it; none if the image is not ours.
+    pub(crate) program: Option<String>,
+}
+
+impl Shipment {
+    /// Brings the image to where the engine has it.
+    pub(crate) fn deliver(self, engine: &Engine, view: &mut dyn View) -> Result<Delivered, ImageError> {
+        let keychain = Keychain::from_env(&ProcessEnv);
+        let program = self.program();
+        let tag = self.tag();
+        let image = match self.goods {
+            Goods::Finished(reference) => pull(engine, &keychain, &reference, view)?,
+            Goods::Pushed { repository, mut built, base, cache } => {
+                let images = |built: &[Built]| built.iter().map(|built| built.image.clone()).collect::<Vec<_>>();
+                let mut push = |images: &[Image]| push(&self.settings, images, &repository, base.as_ref(), &tag, view);
+                let pushed = match push(&images(&built)) {
+                    // What the cache said about a layer is read only when the layer is sent.
+                    Err(ImageError::Push(PushError::Changed { .. } | PushError::ReadLayer { .. })) => {
+                        built.iter_mut().try_for_each(|built| built.check(&cache))?;
+                        push(&images(&built))
+                    }
+                    pushed => pushed,
+                }?;
+                pull(engine, &keychain, &pushed, view)?
+            }
+            Goods::Loaded(packed) => load(engine, &keychain, &packed, view)?,
+            Goods::ByEngine { packed, dockerfile, repository } => {
+                let image = build_at(engine, &keychain, &packed, dockerfile.as_deref(), view)?;
+                if let Some(repository) = repository {
+                    let login = login(engine, &keychain, &repository)?;
+                    let (name, tags) = (repository.to_string(), [tag.to_string()]);
+                    let reference = engine.push_image(&image, &name, &tags, login.as_ref(), &mut transferred(view))?;
+                    view.say(&format!("image {reference} pushed by the engine"));
+                }
+                image
+            }
+        };
+        Ok(Delivered { image, program })
+    }
+
+    fn program(&self) -> Option<String> {
+        match &self.goods {
+            Goods::Finished(_) => None,
+            Goods::Pushed { built, .. } => Some(built.first()?.program.name().to_owned()),
+            Goods::Loaded(packed) | Goods::ByEngine { packed, .. } => Some(packed.program.clone()),
+        }
+    }
+
+    /// A name that people can read, beside the digest that everything refers to: the commit, if there is one.
+    fn tag(&self) -> Tag {
+        let commit = git::commit(&self.manifest, git::GIT_DEADLINE);
+        let text = commit.map(|commit| {
+            let hash = &commit.id[..commit.id.len().min(COMMIT_DIGITS)];
+            // What could not be found out in time counts as changed.
+            if commit.dirty == Some(false) { hash.to_owned() } else { format!("{hash}-dirty") }
+        });
+        text.as_deref().unwrap_or("latest").parse().expect("hexadecimal digits are a tag")
+    }
+}
+
+/// Digits of a commit that tell it from others.
+const COMMIT_DIGITS: usize = 12;
+
+/// User name and password for what the engine itself fetches or sends.
+fn login(
+    engine: &Engine,
+    keychain: &Keychain,
+    repository: &Repository,
+) -> Result<Option<(String, String)>, ImageError> {
+    Ok(engine.wait(keychain.login(repository))?)
+}
+
+/// Makes the engine fetch an image, unless it has it.
+fn pull(
+    engine: &Engine,
+    keychain: &Keychain,
+    reference: &Reference,
+    view: &mut dyn View,
+) -> Result<String, ImageError> {
+    let login = login(engine, keychain, reference.repository())?;
+    Ok(engine.pull(&reference.to_string(), login.as_ref(), &mut transferred(view))?)
+}
+
+/// Says about once a second what the engine is doing.
+fn transferred(view: &mut dyn View) -> impl FnMut(TransferProgress) + Send + '_ {
+    let mut next = Instant::now() + EVERY;
+    move |progress| {
+        if Instant::now() < next {
+            return;
+        }
+        next = Instant::now() + EVERY;
+        let bytes =
+            progress.bytes.map(|(done, total)| format!(" {:.1} of {:.1} MB", done as f64 / 1e6, total as f64 / 1e6));
+        view.say(&format!("the engine: {} {}{}", progress.layer, progress.status, bytes.unwrap_or_default()));
+    }
+}
+
+/// Hands the image to the engine.
+fn load(engine: &Engine, keychain: &Keychain, packed: &Packed, view: &mut dyn View) -> Result<String, ImageError> {
+    let pulled = packed.base.as_ref().map(|base| pull(engine, keychain, &base.reference, view)).transpose()?;
+    let base = packed.base.as_ref().map(to_append);
+    let settings = image_settings(&packed.program);
+    let archive = Archive::new(base.as_ref(), &packed.layers, packed.architecture, &settings)?;
+    let began = Instant::now();
+    let loaded = following(view, "loading the image", |progress| {
+        let told = |step: LoadProgress| progress(step.sent_bytes, step.total_bytes);
+        engine.load(&packed.program, &archive, pulled.as_deref(), &told)
+    })?;
+    let (megabytes, seconds) = (loaded.sent_bytes as f64 / 1e6, began.elapsed().as_secs_f64());
+    view.say(&match loaded.sent_bytes {
+        0 => format!("image {} is at the engine already", loaded.tag),
+        _ => format!("image {} loaded: {megabytes:.1} MB in {seconds:.1} s", loaded.tag),
+    });
+    Ok(loaded.id)
+}
+
+/// Has the image built by the engine, from the user's Dockerfile or a generated one.
+fn build_at(
+    engine: &Engine,
+    keychain: &Keychain,
+    packed: &Packed,
+    dockerfile: Option<&Path>,
+    view: &mut dyn View,
+) -> Result<String, ImageError> {
+    let pulled = packed.base.as_ref().map(|base| pull(engine, keychain, &base.reference, view)).transpose()?;
+    let base = packed.base.as_ref().map(to_append);
+    let settings = image_settings(&packed.program);
+    let archive = Archive::new(base.as_ref(), &packed.layers, packed.architecture, &settings)?;
+    let dockerfile = match dockerfile {
+        Some(path) => Dockerfile::Own(path),
+        None => Dockerfile::Generated { base: pulled.as_deref() },
+    };
+    let logins = match dockerfile {
+        Dockerfile::Own(path) => logins(engine, keychain, path)?,
+        Dockerfile::Generated { .. } => Logins::new(),
+    };
+    let built = engine.build(&packed.program, &archive, dockerfile, &logins, &mut |line| view.say(line))?;
+    view.say(&format!("image {} built", built.tag));
+    Ok(built.id)
+}
+
+/// User names and passwords for the images that a Dockerfile stands on.
+fn logins(engine: &Engine, keychain: &Keychain, dockerfile: &Path) -> Result<Logins, ImageError> {
+    // One that cannot be read is named when it is built.
+    let text = std::fs::read_to_string(dockerfile).unwrap_or_default();
+    let mut logins = Logins::new();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        if !words.next().is_some_and(|word| word.eq_ignore_ascii_case("from")) {
+            continue;
+        }
+        // What is no name of an image, such as that of an earlier step, has no registry.
+        let image = words.find(|word| !word.starts_with("--")).and_then(|word| word.parse::<Reference>().ok());
+        let Some(image) = image else { continue };
+        if let Some(login) = login(engine, keychain, image.repository())? {
+            logins.insert(image.repository().registry().to_string(), login);
+        }
+    }
+    Ok(logins)
+}
+
+/// Does `work` in another thread, and says about once a second how many bytes it has come to.
+fn following<T: Send>(view: &mut dyn View, what: &str, work: impl FnOnce(&(dyn Fn(u64, u64) + Sync)) -> T + Send) -> T {
+    let (told, progress) = mpsc::channel::<(u64, u64)>();
+    let told = Mutex::new(told);
+    thread::scope(|scope| {
+        let working = scope.spawn(move || {
+            // Nobody follows any more only if the view is gone.
+            work(&|done, total| _ = told.lock().expect("no holder panics").send((done, total)))
+        });
+        let mut next = Instant::now() + EVERY;
+        for (done, total) in progress {
+            if Instant::now() >= next {
+                next = Instant::now() + EVERY;
+                let megabytes = |bytes: u64| bytes as f64 / 1e6;
+                view.say(&format!("{what}: {:.1} of {:.1} MB", megabytes(done), megabytes(total)));
+            }
+        }
+        working.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Time between two words about something that takes long.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Pushes the image of one architecture, or those of several with their index.
+fn push(
+    settings: &Settings,
+    images: &[Image],
+    repository: &Repository,
+    base: Option<&Repository>,
+    tag: &Tag,
+    view: &mut dyn View,
+) -> Result<Reference, ImageError> {
+    let client = Client::new(settings.clone(), Keychain::from_env(&ProcessEnv))?;
+    let reactor = Reactor::start().map_err(ImageError::Reactor)?;
+    let index = (images.len() > 1).then(|| append::index(images));
+    let mut push = match &index {
+        None => Push::image(&images[0], repository),
+        Some((descriptor, bytes)) => Push::index(images, descriptor, bytes, repository),
+    };
+    push = push.tagged(tag.clone());
+    if let Some(base) = base {
+        push = push.on_base(base);
+    }
+    let began = Instant::now();
+    let pushed = following(view, "pushing the image", |progress| {
+        // The watcher outlives the call as far as the compiler knows, so it only notes.
+        let seen = Arc::new(Mutex::new((0, 0)));
+        let noted = seen.clone();
+        let push = push.watched(Arc::new(move |step: &Progress| {
+            *noted.lock().expect("no holder panics") = (step.sent_bytes, step.missing_bytes);
+        }));
+        let pushing = async {
+            let mut pushing = pin!(client.push(&push));
+            loop {
+                match tokio::time::timeout(EVERY, &mut pushing).await {
+                    Ok(pushed) => return pushed,
+                    Err(_) => {
+                        let (done, total) = *seen.lock().expect("no holder panics");
+                        progress(done, total);
+                    }
+                }
+            }
+        };
+        reactor.wait(pushing)
+    })?;
+    let seconds = began.elapsed().as_secs_f64();
+    view.say(&match pushed.unchanged {
+        true => format!("image {} is there already ({:.1} KB asked)", pushed.reference, pushed.sent_bytes as f64 / 1e3),
+        false => {
+            format!("image {} pushed: {:.1} MB in {seconds:.1} s", pushed.reference, pushed.sent_bytes as f64 / 1e6)
+        }
+    });
+    Ok(pushed.reference)
+}
