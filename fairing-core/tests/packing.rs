@@ -10,12 +10,14 @@ use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use fairing_core::image::append::Settings;
+use fairing_core::image::Architecture;
+use fairing_core::image::append::{Settings, assemble};
 use fairing_core::image::archive::Archive;
 use fairing_core::image::cache::Cache;
 use fairing_core::image::executable::Program;
 use fairing_core::image::layer::Layer;
 use fairing_core::image::libraries::Libraries;
+use fairing_core::image::static_build::{Origin, StaticBuild, StaticBuildError};
 
 /// The argument of the packed program.
 const INSIDE: &str = "--inside";
@@ -29,7 +31,7 @@ fn main() {
         return inside(arguments.get(2).map(String::as_str));
     }
     let filter = arguments.iter().skip(1).find(|argument| !argument.starts_with('-'));
-    let tests: [(&str, fn()); 5] = [
+    let tests: [(&str, fn()); 7] = [
         (
             "the_packed_program_does_in_a_bare_root_what_programs_do",
             the_packed_program_does_in_a_bare_root_what_programs_do,
@@ -41,6 +43,11 @@ fn main() {
             the_running_program_is_packed_even_if_its_file_is_replaced,
         ),
         ("an_archive_holds_the_image_that_it_names", an_archive_holds_the_image_that_it_names),
+        ("a_static_build_for_another_processor_runs_on_it", a_static_build_for_another_processor_runs_on_it),
+        (
+            "a_failed_static_build_gives_the_command_and_the_reason",
+            a_failed_static_build_gives_the_command_and_the_reason,
+        ),
     ];
     if arguments.iter().any(|argument| argument == "--list") {
         tests.iter().for_each(|(name, _)| say(&format!("{name}: test")));
@@ -55,6 +62,12 @@ fn main() {
 #[expect(clippy::print_stdout, reason = "a test program with a `main` of its own reports by itself")]
 fn say(line: &str) {
     println!("{line}");
+}
+
+/// Says why a test does not run here; in CI it has to.
+fn skip(reason: &str) {
+    assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{reason}");
+    say(&format!("skipped: {reason}"));
 }
 
 /// What the packed program does.
@@ -122,8 +135,7 @@ fn run_in(root: &Path, program: &Program, what: &str) -> Option<Output> {
         command.env_clear().env("RUST_BACKTRACE", "1").env("PATH", std::env::var_os("PATH").unwrap_or_default());
         return Some(ended(command));
     }
-    assert!(std::env::var_os("CI").is_none(), "neither chroot nor unshare is allowed here");
-    say("skipped: neither chroot nor unshare is allowed here (run as root, or allow user namespaces)");
+    skip("neither chroot nor unshare is allowed here (run as root, or allow user namespaces)");
     None
 }
 
@@ -210,7 +222,7 @@ fn an_archive_holds_the_image_that_it_names() {
     let archive = Archive::new(&layers, program.architecture(), &settings, &["fit:latest".to_owned()]).unwrap();
     let cache = Cache::open(folder.path()).unwrap();
     let packed = cache.pack_all(&layers).unwrap();
-    let image = fairing_core::image::append::assemble(None, &packed, program.architecture(), &settings).unwrap();
+    let image = assemble(None, &packed, program.architecture(), &settings).unwrap();
     assert_eq!(*archive.image_id(), image.config.descriptor.digest, "an engine calls both the same");
     let path = folder.path().join("image.tar");
     archive.write_to(&mut fs::File::create(&path).unwrap()).unwrap();
@@ -224,4 +236,81 @@ fn an_archive_holds_the_image_that_it_names() {
     let mut expected = vec!["manifest.json".to_owned(), format!("{}.json", archive.image_id().hex())];
     expected.extend(packed.iter().map(|layer| format!("{}.tar", layer.diff_id.hex())));
     assert_eq!(names.lines().collect::<Vec<_>>(), expected);
+}
+
+/// A package of a user's with two examples, and where cargo would have put one of them.
+fn package(folder: &Path, example: &str) -> Origin {
+    let source = r#"
+        fn main() {
+            let sum: u64 = std::thread::spawn(|| (1..=10).sum()).join().unwrap();
+            println!("{} {sum} {}", std::env::consts::ARCH, cfg!(feature = "extra"));
+        }
+    "#;
+    let manifest = "[package]\nname = \"some-thing\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\
+        [features]\nextra = []\n[profile.quick]\ninherits = \"release\"\n[workspace]\n";
+    fs::create_dir_all(folder.join("examples")).unwrap();
+    fs::write(folder.join("Cargo.toml"), manifest).unwrap();
+    fs::write(folder.join("examples/my-fit.rs"), source).unwrap();
+    fs::write(folder.join("examples/broken.rs"), "fn main() { nonsense() }").unwrap();
+    Origin {
+        cargo: env!("CARGO").into(),
+        manifest_folder: folder.to_owned(),
+        package: "some-thing".to_owned(),
+        executable: folder.join("target/quick/examples").join(example),
+    }
+}
+
+/// The build, or why there is none here.
+fn static_build(origin: &Origin, architecture: Architecture) -> Option<StaticBuild> {
+    match StaticBuild::new(origin, architecture, &|name| std::env::var_os(name)) {
+        Ok(build) => Some(build.in_folder(&origin.manifest_folder.join("target"))),
+        Err(error @ StaticBuildError::TargetMissing { .. }) => {
+            skip(&error.to_string());
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn a_static_build_for_another_processor_runs_on_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let origin = package(folder.path(), "my-fit");
+    let mut cargo = Command::new(&origin.cargo);
+    cargo.args(["build", "--quiet", "--profile", "quick", "--example", "my-fit", "--features", "extra"]);
+    let target = folder.path().join("target");
+    let built = ended({
+        cargo.current_dir(folder.path()).arg("--target-dir").arg(&target);
+        cargo
+    });
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let Some(build) = static_build(&origin, Architecture::Arm64) else { return };
+    let command = build.to_string();
+    for part in ["--example my-fit", "--profile quick", "--features extra", "--target aarch64-unknown-linux-musl"] {
+        assert!(command.contains(part), "{command}");
+    }
+    let mut said = Vec::new();
+    let program = build.run(&mut |line| said.push(line.to_owned())).unwrap();
+    assert!(said.iter().any(|line| line.contains("Compiling some-thing")), "{said:?}");
+    assert_eq!((program.architecture(), program.is_static(), program.name()), (Architecture::Arm64, true, "my-fit"));
+    assert!(Libraries::of(&program, None).unwrap().is_empty());
+    if Command::new("qemu-aarch64").arg("--version").output().is_err() {
+        return skip("qemu-aarch64 is not installed (package qemu-user)");
+    }
+    // What is packed, and not what was built.
+    let mut tar = Command::new("tar").args(["-x", "-C"]).arg(folder.path()).stdin(Stdio::piped()).spawn().unwrap();
+    Layer::program(&program).write_to(&mut tar.stdin.take().unwrap()).unwrap();
+    assert!(tar.wait().unwrap().success());
+    let mut qemu = Command::new("qemu-aarch64");
+    qemu.arg(folder.path().join("app/my-fit"));
+    assert_eq!(String::from_utf8_lossy(&ended(qemu).stdout), "aarch64 55 true\n");
+}
+
+fn a_failed_static_build_gives_the_command_and_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let origin = package(folder.path(), "broken");
+    let Some(build) = static_build(&origin, Architecture::current().unwrap()) else { return };
+    let error = build.run(&mut |_| {}).unwrap_err();
+    let StaticBuildError::Failed { command, last_lines, .. } = &error else { panic!("{error}") };
+    assert!(command.contains("--example broken"), "{command}");
+    assert!(last_lines.contains("nonsense") && last_lines.contains("could not compile"), "{last_lines}");
 }

@@ -156,12 +156,13 @@ impl Program {
         Ok(libraries)
     }
 
-    pub(super) fn elf(&self) -> &Elf {
-        &self.elf
+    /// Where its file is, or was when it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    pub(super) fn elf(&self) -> &Elf {
+        &self.elf
     }
 
     pub(super) fn content(&self) -> &Content {
