@@ -219,13 +219,13 @@ fn an_archive_holds_the_image_that_it_names() {
     let libraries = Libraries::of(&program, None).unwrap();
     let layers = [Layer::libraries(&libraries, true).unwrap(), Layer::program(&program)];
     let settings = Settings::of_program(program.name());
-    let archive = Archive::new(&layers, program.architecture(), &settings, &["fit:latest".to_owned()]).unwrap();
+    let archive = Archive::new(None, &layers, program.architecture(), &settings).unwrap();
     let cache = Cache::open(folder.path()).unwrap();
     let packed = cache.pack_all(&layers).unwrap();
     let image = assemble(None, &packed, program.architecture(), &settings).unwrap();
     assert_eq!(*archive.image_id(), image.config.descriptor.digest, "an engine calls both the same");
     let path = folder.path().join("image.tar");
-    archive.write_to(&mut fs::File::create(&path).unwrap()).unwrap();
+    archive.write_to("fit:latest", 0, &mut fs::File::create(&path).unwrap()).unwrap();
     let tar = ended({
         let mut tar = Command::new("tar");
         tar.arg("-tf").arg(&path);
