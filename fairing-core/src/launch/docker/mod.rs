@@ -73,6 +73,9 @@ const END_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the engine may take to say how a container ended after its output has: longer only if it is gone.
 const VERDICT_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How long it takes at most until the engine has heard that a container which has ended ran out of memory.
+const NOTED: Duration = Duration::from_secs(1);
+
 /// Pause between two attempts to remove a network that its containers have just left.
 const NAP: Duration = Duration::from_millis(50);
 
@@ -448,8 +451,23 @@ impl Watcher {
         };
         let inspected = tokio::time::timeout(VERDICT_TIMEOUT, docker.inspect_container(&self.id, None));
         let state = inspected.await.ok().and_then(Result::ok).and_then(|container| container.state);
-        let out_of_memory = state.and_then(|state| state.oom_killed).unwrap_or(false);
-        Ok(Verdict { exit: exit(code), out_of_memory })
+        let exit = exit(code);
+        let mut out_of_memory = state.and_then(|state| state.oom_killed).unwrap_or(false);
+        // The kernel tells the engine of it by another way than of the end, and the engine may have heard of the end first.
+        if !out_of_memory && self.memory_bytes.is_some() && exit == Exit::Signal(9) && !*self.doom.borrow() {
+            out_of_memory = self.ran_out_of_memory().await;
+        }
+        Ok(Verdict { exit, out_of_memory })
+    }
+
+    /// Whether the engine has noted, or notes soon, that the container ran out of memory.
+    async fn ran_out_of_memory(&self) -> bool {
+        let filters = [("container", self.id.as_str()), ("event", "oom")];
+        let filters = filters.map(|(name, value)| (name.to_owned(), vec![value.to_owned()])).into();
+        // From the beginning: clocks differ, and engines keep only the last events.
+        let options = query::EventsOptionsBuilder::default().since("1").filters(&filters).build();
+        let mut events = Box::pin(self.engine.docker().events(Some(options)));
+        matches!(tokio::time::timeout(NOTED, events.next()).await, Ok(Some(Ok(_))))
     }
 }
 
