@@ -43,8 +43,8 @@
 //! ```
 //!
 //! [`config`] lists the settings, [`exit::ExitCode`] what a process of a run ends with. The feature `burn` is the adapter for
-//! burn's modules; without it a model implements [`Model`] itself. The feature `mimalloc` sets the program's allocator.
-//! Both are on by default.
+//! burn's modules; without it a model implements [`Model`] itself. The feature `docker` is the target of that name, and packs
+//! and pushes images. The feature `mimalloc` sets the program's allocator. All are on by default.
 //!
 //! # Code map
 //!
@@ -67,9 +67,12 @@
 //! - [`topology`] and, but for [`config::Surroundings::read`] and [`config::ProcessEnv`], [`config`] do no IO.
 //! - Only [`config::ProcessEnv`] reads the process environment.
 //! - Only `runtime::burn` names burn; optimizers and servers know a flat vector.
-//! - Only `launch::local` starts replicas; [`observe::git`] is the one other thing that starts a process.
-//! - Numbers become bytes in `protocol::frame`, in the lifeline's pipe, and in the parts of a worker's collective, and in
-//!   the records of [`observe::tensorboard`].
+//! - Only `launch` starts replicas. Other processes are few: `git` for the commit, `cargo` for a program that is built for
+//!   another machine, helper programs for a registry's password, and the guardian, which cleans up after a dead launcher.
+//! - Numbers become bytes in `protocol::frame`, in the lifeline's pipe, and in the parts of a worker's collective, in
+//!   the records of [`observe::tensorboard`], and where files of others are read or written: programs and gzip.
+//! - [`image`] talks to nobody; [`registry`] and `launch` know asynchronous libraries, and wait for them by `reactor`.
+//! - Where others could reach the replicas there is no way without TLS.
 //! - The caller prints through [`observe::terminal`] only; a replica says why it ends on its standard error.
 //! - `fairing-macros` does not depend on this crate: it knows syntax only.
 

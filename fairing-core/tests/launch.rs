@@ -5,6 +5,9 @@
 
 #![expect(clippy::print_stdout, reason = "replicas speak to their launcher by lines, the test to its caller")]
 
+#[path = "common/harness.rs"]
+mod harness;
+
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::OsString;
 use std::fs;
@@ -21,6 +24,7 @@ use fairing_core::launch::{LaunchError, LaunchPlan, Launched, Launcher, LocalLau
 use fairing_core::lifeline::{self, LifelineError};
 use fairing_core::observe::events::{Exit, Stream};
 use fairing_core::topology::{Mode, Placement, Replica, Topology};
+use harness::tests;
 use tempfile::TempDir;
 
 /// Far above what anything here takes on a busy machine.
@@ -35,17 +39,13 @@ fn main() {
         ["replica", behaviour, ..] => replica(behaviour),
         ["child", behaviour, ..] => child(behaviour),
         ["launcher", behaviour, folder] => launcher(behaviour, Path::new(folder)),
-        _ => run_tests(&arguments),
+        _ => harness::run(TESTS, &arguments, None),
     }
 }
 
-// The test's own harness.
+// The tests of this program.
 
-macro_rules! tests {
-    ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name as fn())),*] };
-}
-
-const TESTS: &[(&str, fn())] = tests![
+const TESTS: harness::Tests<'_> = tests![
     launcher_killed_ends_replicas_and_their_children,
     launcher_killed_during_the_payload_ends_a_replica,
     replaced_executable_still_starts_the_old_program,
@@ -66,23 +66,6 @@ const TESTS: &[(&str, fn())] = tests![
     missing_program_is_named,
     unusable_temporary_folder_is_named,
 ];
-
-fn run_tests(arguments: &[String]) {
-    let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
-    let chosen = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
-    let chosen: Vec<_> = TESTS.iter().filter(|(name, _)| chosen(name)).collect();
-    if arguments.iter().any(|argument| argument == "--list") {
-        chosen.iter().for_each(|(name, _)| println!("{name}: test"));
-        return;
-    }
-    let mut failed = 0;
-    for (name, test) in chosen {
-        let passed = thread::Builder::new().name((*name).to_owned()).spawn(test).unwrap().join().is_ok();
-        println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
-        failed += u32::from(!passed);
-    }
-    assert_eq!(failed, 0, "tests failed");
-}
 
 // The parts that the program plays.
 
@@ -435,7 +418,7 @@ fn replica_sees_only_the_variables_it_was_given() {
     let of_worker = lines.iter().filter(|(replica, ..)| *replica == Replica::worker(0));
     let variables: BTreeMap<&str, &str> = of_worker.filter_map(|(.., text)| text.split_once('=')).collect();
     let own = variables.keys().filter(|name| !name.starts_with("FAIRING_PLACEMENT_") && **name != "LD_LIBRARY_PATH");
-    assert_eq!(own.copied().collect::<Vec<_>>(), ["RAYON_NUM_THREADS", "RUST_BACKTRACE"]);
+    assert_eq!(own.copied().collect::<Vec<_>>(), ["MIMALLOC_PURGE_DELAY", "RAYON_NUM_THREADS", "RUST_BACKTRACE"]);
     assert_eq!(variables["RAYON_NUM_THREADS"], "3");
     assert_eq!(variables["FAIRING_PLACEMENT_ROLE"], "worker");
 }

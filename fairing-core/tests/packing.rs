@@ -2,6 +2,11 @@
 //!
 //! The test program packs itself, so it has a `main` of its own: started with [`INSIDE`], it is the packed program.
 
+#![expect(clippy::print_stdout, reason = "a test program with a `main` of its own reports by itself")]
+
+#[path = "common/harness.rs"]
+mod harness;
+
 use std::fs;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
@@ -18,6 +23,7 @@ use fairing_core::image::executable::Program;
 use fairing_core::image::layer::Layer;
 use fairing_core::image::libraries::Libraries;
 use fairing_core::image::static_build::{Origin, StaticBuild, StaticBuildError};
+use harness::tests;
 
 /// The argument of the packed program.
 const INSIDE: &str = "--inside";
@@ -30,36 +36,19 @@ fn main() {
     if arguments.get(1).is_some_and(|argument| argument == INSIDE) {
         return inside(arguments.get(2).map(String::as_str));
     }
-    let filter = arguments.iter().skip(1).find(|argument| !argument.starts_with('-'));
-    let tests: [(&str, fn()); 7] = [
-        (
-            "the_packed_program_does_in_a_bare_root_what_programs_do",
-            the_packed_program_does_in_a_bare_root_what_programs_do,
-        ),
-        ("a_panic_in_the_packed_program_names_its_functions", a_panic_in_the_packed_program_names_its_functions),
-        ("a_copy_in_another_place_is_the_same_layer", a_copy_in_another_place_is_the_same_layer),
-        (
-            "the_running_program_is_packed_even_if_its_file_is_replaced",
-            the_running_program_is_packed_even_if_its_file_is_replaced,
-        ),
-        ("an_archive_holds_the_image_that_it_names", an_archive_holds_the_image_that_it_names),
-        ("a_static_build_for_another_processor_runs_on_it", a_static_build_for_another_processor_runs_on_it),
-        (
-            "a_failed_static_build_gives_the_command_and_the_reason",
-            a_failed_static_build_gives_the_command_and_the_reason,
-        ),
-    ];
-    if arguments.iter().any(|argument| argument == "--list") {
-        tests.iter().for_each(|(name, _)| say(&format!("{name}: test")));
-        return;
-    }
-    for (name, test) in tests.iter().filter(|(name, _)| filter.is_none_or(|filter| name.contains(filter.as_str()))) {
-        test();
-        say(&format!("test {name} ... ok"));
-    }
+    harness::run(TESTS, &arguments[1..], None);
 }
 
-#[expect(clippy::print_stdout, reason = "a test program with a `main` of its own reports by itself")]
+const TESTS: harness::Tests<'_> = tests![
+    the_packed_program_does_in_a_bare_root_what_programs_do,
+    a_panic_in_the_packed_program_names_its_functions,
+    a_copy_in_another_place_is_the_same_layer,
+    the_running_program_is_packed_even_if_its_file_is_replaced,
+    an_archive_holds_the_image_that_it_names,
+    a_static_build_for_another_processor_runs_on_it,
+    a_failed_static_build_gives_the_command_and_the_reason,
+];
+
 fn say(line: &str) {
     println!("{line}");
 }

@@ -6,6 +6,7 @@ mod engine;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Command, Stdio};
 use std::sync::{LazyLock, Mutex, MutexGuard};
 use std::thread;
@@ -237,8 +238,13 @@ fn pushed_image_is_run_by_its_digest_and_sent_once() {
         let line = text.lines().find(|line| line.contains(what)).unwrap_or_else(|| panic!("no `{what}` in:\n{text}"));
         line.split_whitespace().find(|word| word.contains("@sha256:")).expect("a digest").to_owned()
     };
-    let first = program().run();
+    let mut running = program().start();
+    running.wait_for(" joined");
+    let images = engine.lines(&["ps", "--format", "{{.Image}}", "--no-trunc"]);
+    let first = running.end();
     let reference = said(&first, " pushed: ");
+    // By digest, and no container by anything else. (Those that have ended meanwhile are not listed.)
+    assert!(images.iter().all(|image| *image == reference), "{images:?}");
     trained_as_in_memory(&law, Topology::new(2, 1), first);
     let second = program().run();
     assert_eq!(said(&second, " is there already"), reference);
@@ -249,6 +255,17 @@ fn pushed_image_is_run_by_its_digest_and_sent_once() {
     // A name for people beside the digest.
     let tags = stage.ask("team/fixture/tags/list");
     assert!(tags.contains("\"tags\":[\""), "{tags}");
+
+    // containerd, which clusters use, takes it too; the one behind the engine, without the engine.
+    let containerd = |arguments: &[&str]| {
+        let output =
+            engine.inside("ctr", &[&["--address", "/run/exec/containerd/containerd.sock"], arguments].concat());
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    containerd(&["images", "pull", "--plain-http", &reference]);
+    let help = containerd(&["run", "--rm", &reference, "fixture-help", "/app/fixture", "--help"]);
+    assert!(help.contains("Usage: fixture"), "{help}");
 
     // What is in the registry is as good as a finished image, and as a base.
     for (variable, reference) in [("FAIRING_IMAGE", &reference), ("FAIRING_BASE", &reference)] {
@@ -303,6 +320,59 @@ fn dry_run_prints_what_would_be_done_and_does_nothing() {
         assert!(ended.stdout().any(|line| line.starts_with(expected)), "{expected}\n{}", ended.stderr());
     }
     assert!(!ended.run_folder().exists());
+}
+
+#[test]
+fn damaged_cache_is_noticed_and_made_anew() {
+    let Some(stage) = stage() else { return };
+    let cache = tempfile::tempdir().unwrap();
+    let program = |name: &str| {
+        let repository = format!("{}/{name}", stage.registry);
+        let program = Program::law(&Law { pause_ms: 0, ..LAW }, 1, 1).in_containers(&stage.engine);
+        program.env("FAIRING_REPOSITORY", &repository).env("FAIRING_CACHE", cache.path().to_str().unwrap())
+    };
+    let planned = program("team/damaged").env("FAIRING_DRY_RUN", "1").run().code(0);
+    let digest = planned.stdout().find_map(|line| line.strip_prefix("image ")?.split(' ').next()).unwrap().to_owned();
+    let mut damaged = 0;
+    for entry in fs::read_dir(cache.path()).unwrap().map(|entry| entry.unwrap().path()) {
+        if entry.extension().is_some_and(|extension| extension == "gz") {
+            let mut bytes = fs::read(&entry).unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            fs::write(&entry, bytes).unwrap();
+            damaged += 1;
+        }
+    }
+    assert!(damaged >= 2, "the layers are not where they should be");
+    program("team/damaged").run().code(0).says(&format!("{digest} pushed: "));
+    nothing_is_left(&stage.engine);
+}
+
+#[test]
+fn cache_without_space_is_named_before_anything_is_sent() {
+    let program = Program::law(&LAW, 2, 1).env("FAIRING_TARGET", "docker").env("FAIRING_DRY_RUN", "1");
+    let program = program.env("FAIRING_REPOSITORY", "127.0.0.1:9/team/nowhere").env("FAIRING_CACHE", "runs/cache");
+    // Too little for the libraries.
+    let Some(program) = program.with_disk_of(512) else { return };
+    program.run().code(1).says("no space in the cache folder").says("FAIRING_CACHE");
+}
+
+#[test]
+fn engine_without_the_right_to_use_it_is_named() {
+    let Some(stage) = stage() else { return };
+    // Another user may neither read this user's folders nor open the engine's socket.
+    let folder = tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o755)).tempdir().unwrap();
+    let fixture = folder.path().join("fixture");
+    fs::copy(env!("CARGO_BIN_EXE_fixture"), &fixture).unwrap();
+    fs::set_permissions(stage.engine.socket().parent().unwrap(), fs::Permissions::from_mode(0o755)).unwrap();
+    let program = Program::new("setpriv".as_ref()).in_containers(&stage.engine);
+    let program = program.env("CARGO_MANIFEST_DIR", folder.path().to_str().unwrap());
+    let program =
+        ["--reuid=65534", "--regid=65534", "--clear-groups"].iter().fold(program, |it, word| it.argument(word));
+    let program = program.argument(fixture.to_str().unwrap()).argument("start-and-wait");
+    let ended =
+        program.run().code(1).says(&format!("no right to use the container engine at `{}`", stage.engine.host()));
+    ended.says("usermod -aG docker");
 }
 
 #[test]

@@ -108,9 +108,9 @@ impl Prepared {
                 let engine = engine.expect("only a dry run has none, and it delivers nothing");
                 let data_dir = shipment.data_dir();
                 let limits = shipment.limits;
-                let Delivered { image, program } = shipment.deliver(&engine, view)?;
+                let Delivered { image, id, program } = shipment.deliver(&engine, view)?;
                 let site = Site { servers: docker::addresses(&config.topology), cores: engine.cores(), data_dir };
-                let launcher = DockerLauncher::new(engine, image, limits).tidying(program);
+                let launcher = DockerLauncher::new(engine, image, limits).tidying(program.map(|program| (program, id)));
                 Ok(Target { launcher: Box::new(launcher), site, is_remote: true })
             }
         }

@@ -88,6 +88,16 @@ impl Engine {
         String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
     }
 
+    /// Runs a program among the engine's own, in its namespaces.
+    pub(crate) fn inside(&self, program: &str, arguments: &[&str]) -> std::process::Output {
+        let shell = self.process.id();
+        let children = fs::read_to_string(format!("/proc/{shell}/task/{shell}/children")).unwrap();
+        let first = children.split_whitespace().next().unwrap();
+        let mut command = Command::new("nsenter");
+        command.args(["--target", first, "--mount", "--net", "--pid", program]).args(arguments);
+        command.output().unwrap()
+    }
+
     /// Makes an image of a root folder's archive.
     pub(crate) fn import(&self, archive: &[u8], changes: &[&str], name: &str) {
         let mut command = Command::new("/usr/bin/docker");

@@ -22,9 +22,10 @@ use fairing_core::topology::{Replica, Topology};
 use tempfile::TempDir;
 
 use crate::engine::Engine;
+use crate::harness::{Tests, tests};
 use crate::{Run, connect, eventually, left, name, nothing_is_left, with_engine};
 
-pub(crate) const TESTS: &[(&str, fn())] = tests![
+pub(crate) const TESTS: Tests<'_> = tests![
     loaded_image_runs_and_is_sent_once,
     layers_that_the_engine_has_are_not_sent,
     image_that_cannot_be_read_is_not_loaded,

@@ -4,11 +4,9 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "replicas speak by lines, the test to its caller")]
 
-macro_rules! tests {
-    ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name as fn())),*] };
-}
-
 mod engine;
+#[path = "../common/harness.rs"]
+mod harness;
 mod images;
 
 use std::collections::BTreeMap;
@@ -18,7 +16,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,6 +27,7 @@ use fairing_core::observe::events::{Exit, Stream};
 use fairing_core::topology::{Mode, Placement, Replica, Topology};
 
 use engine::Engine;
+use harness::tests;
 
 /// Far above what anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -48,9 +47,9 @@ fn main() {
     }
 }
 
-// The test's own harness.
+// The tests of this program.
 
-const TESTS: &[(&str, fn())] = tests![
+const TESTS: harness::Tests<'_> = tests![
     lines_and_exits_come_back,
     bare_image_has_what_a_program_needs,
     replicas_reach_each_other_by_name_and_nothing_else,
@@ -66,30 +65,10 @@ const TESTS: &[(&str, fn())] = tests![
 ];
 
 fn run_tests(arguments: &[String]) {
-    let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
-    let chosen = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
-    let chosen: Vec<_> = TESTS.iter().chain(images::TESTS).filter(|(name, _)| chosen(name)).collect();
-    if arguments.iter().any(|argument| argument == "--list") {
-        chosen.iter().for_each(|(name, _)| println!("{name}: test"));
-        return;
-    }
-    if let Some(reason) = engine::missing() {
-        println!("skipped: {} tests with a container engine: {reason}", chosen.len());
-        assert!(std::env::var("CI").as_deref() != Ok("true"), "a skip is a failure in CI");
-        return;
-    }
-    let (mut passed, mut failed) = (0, 0);
-    for (name, test) in chosen {
-        let began = Instant::now();
-        let good = thread::Builder::new().name((*name).to_owned()).spawn(test).unwrap().join().is_ok();
-        println!("test {name} ... {} ({:.1} s)", if good { "ok" } else { "FAILED" }, began.elapsed().as_secs_f64());
-        if good { passed += 1 } else { failed += 1 }
-    }
+    let tests: Vec<_> = TESTS.iter().chain(images::TESTS).copied().collect();
+    harness::run(&tests, arguments, engine::missing());
     // Ends the engine, which a static would outlive.
-    drop(ENGINE.get().and_then(|engine| engine.lock().unwrap().take()));
-    let word = if failed == 0 { "ok" } else { "FAILED" };
-    println!("\ntest result: {word}. {passed} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered out");
-    assert_eq!(failed, 0, "tests failed");
+    drop(ENGINE.get().and_then(|engine| engine.lock().unwrap_or_else(PoisonError::into_inner).take()));
 }
 
 static ENGINE: OnceLock<Mutex<Option<Engine>>> = OnceLock::new();

@@ -88,7 +88,7 @@ pub struct DockerLauncher {
     engine: Engine,
     image: String,
     limits: RoleLimits,
-    tidied: Option<String>,
+    tidied: Option<(String, String)>,
 }
 
 impl DockerLauncher {
@@ -97,9 +97,10 @@ impl DockerLauncher {
         Self { engine, image, limits, tidied: None }
     }
 
-    /// When the run is over, older images of `program` that no container uses are removed.
+    /// When the run is over, the images of a program that no container uses are removed, but for one: the program's name and
+    /// the id of that one.
     #[must_use]
-    pub fn tidying(self, program: Option<String>) -> Self {
+    pub fn tidying(self, program: Option<(String, String)>) -> Self {
         Self { tidied: program, ..self }
     }
 }
@@ -195,8 +196,8 @@ struct DockerRun {
     engine: Engine,
     image: String,
     limits: RoleLimits,
-    /// The program of which older images are removed in the end.
-    tidied: Option<String>,
+    /// The program of which older images are removed in the end, and the id of the one that stays.
+    tidied: Option<(String, String)>,
     run: String,
     members: Vec<Member>,
     ending: Arc<Ending>,
@@ -302,9 +303,9 @@ impl Launched for DockerRun {
         let reason = match removed {
             Ok(Ok(_)) => {
                 guardian.dismiss();
-                if let Some(program) = &self.tidied {
+                if let Some((program, kept)) = &self.tidied {
                     // At worst an image is left that the next run removes.
-                    let _ = self.engine.tidy(program, &self.image);
+                    let _ = self.engine.tidy(program, kept);
                 }
                 return Vec::new();
             }

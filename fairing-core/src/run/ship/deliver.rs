@@ -20,8 +20,10 @@ use crate::registry::{Client, Keychain, Progress, Push, PushError, Reference, Re
 
 /// An image that the engine has.
 pub(crate) struct Delivered {
-    /// What the engine calls it.
+    /// What containers are created from: by digest if it came from a registry, else by its id.
     pub(crate) image: String,
+    /// The engine's own name for it.
+    pub(crate) id: String,
     /// The program in it; none if the image is not ours.
     pub(crate) program: Option<String>,
 }
@@ -32,8 +34,11 @@ impl Shipment {
         let keychain = Keychain::from_env(&ProcessEnv);
         let program = self.program();
         let tag = self.tag();
-        let image = match self.goods {
-            Goods::Finished(reference) => pull(engine, &keychain, &reference, view)?,
+        let (image, id) = match self.goods {
+            Goods::Finished(reference) => {
+                let id = pull(engine, &keychain, &reference, view)?;
+                (id.clone(), id)
+            }
             Goods::Pushed { repository, mut built, base, cache } => {
                 let images = |built: &[Built]| built.iter().map(|built| built.image.clone()).collect::<Vec<_>>();
                 let mut push = |images: &[Image]| push(&self.settings, images, &repository, base.as_ref(), &tag, view);
@@ -45,21 +50,26 @@ impl Shipment {
                     }
                     pushed => pushed,
                 }?;
-                pull(engine, &keychain, &pushed, view)?
+                let id = pull(engine, &keychain, &pushed, view)?;
+                (pushed.to_string(), id)
             }
-            Goods::Loaded(packed) => load(engine, &keychain, &packed, view)?,
+            Goods::Loaded(packed) => {
+                let id = load(engine, &keychain, &packed, view)?;
+                (id.clone(), id)
+            }
             Goods::ByEngine { packed, dockerfile, repository } => {
-                let image = build_at(engine, &keychain, &packed, dockerfile.as_deref(), view)?;
+                let id = build_at(engine, &keychain, &packed, dockerfile.as_deref(), view)?;
+                let mut image = id.clone();
                 if let Some(repository) = repository {
                     let login = login(engine, &keychain, &repository)?;
                     let (name, tags) = (repository.to_string(), [tag.to_string()]);
-                    let reference = engine.push_image(&image, &name, &tags, login.as_ref(), &mut transferred(view))?;
-                    view.say(&format!("image {reference} pushed by the engine"));
+                    image = engine.push_image(&id, &name, &tags, login.as_ref(), &mut transferred(view))?;
+                    view.say(&format!("image {image} pushed by the engine"));
                 }
-                image
+                (image, id)
             }
         };
-        Ok(Delivered { image, program })
+        Ok(Delivered { image, id, program })
     }
 
     fn program(&self) -> Option<String> {
