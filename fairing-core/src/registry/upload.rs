@@ -217,7 +217,9 @@ impl Flow {
                 Pieces::Open(file) => {
                     let path = self.path.as_deref().unwrap_or(Path::new(""));
                     let room = room(&mut self.spare);
-                    return read(file, self.left, room).await.map_err(|source| Fault::Read { path: path.to_owned(), source });
+                    return read(file, self.left, room)
+                        .await
+                        .map_err(|source| Fault::Read { path: path.to_owned(), source });
                 }
                 Pieces::Unasked(session) => {
                     let response = session.open_blob(&self.descriptor.digest).await.map_err(Fault::Origin)?;
