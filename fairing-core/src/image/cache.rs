@@ -20,6 +20,7 @@ use tempfile::NamedTempFile;
 use super::compress::{self, Compressor, VERSION};
 use super::content::{Content, StreamError};
 use super::layer::{Hasher, Layer, LayerName};
+use super::pages::SmallPages;
 use super::{Blob, Descriptor, Digest, LAYER, Source};
 
 /// Some hundreds of versions of a program; beyond, the oldest go.
@@ -134,6 +135,7 @@ impl Cache {
     ///
     /// [`CacheError`].
     pub fn pack_all(&self, layers: &[Layer]) -> Result<Vec<Packed>, CacheError> {
+        let _pages = SmallPages::new();
         let diff_ids = diff_ids(layers)?;
         let known: Vec<_> = diff_ids.iter().map(|diff_id| self.known(diff_id)).collect();
         let all = layers.iter().zip(diff_ids).zip(known);

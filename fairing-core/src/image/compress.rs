@@ -99,8 +99,9 @@ struct Block {
 
 impl Block {
     fn new() -> Self {
-        // Room for the block as it is, with what a member has around it.
-        Self { bytes: Vec::with_capacity(BLOCK), member: Vec::with_capacity(stored_length(BLOCK) + HEADER.len() + 8) }
+        // Room for the longest that deflate makes of a block, with what a member has around it.
+        let member = HEADER.len() + deflated_limit(BLOCK) + 8;
+        Self { bytes: Vec::with_capacity(BLOCK), member: Vec::with_capacity(member) }
     }
 }
 
@@ -222,8 +223,11 @@ fn make_member(deflate: &mut Compress, block: &mut Block) {
     member.extend_from_slice(&HEADER);
     deflate.reset();
     let status = deflate.compress_vec(bytes, member, FlushCompress::Finish).expect("deflate takes any bytes");
+    // One that is cut short would leave its mark on the next: a reset of zlib-rs 0.6.8 forgets that a block is open, and
+    // what follows then lacks the head of its own, or the compressor panics.
+    assert!(status == Status::StreamEnd, "there is room for the longest that deflate makes of a block");
     // Level 1 makes noise a twentieth longer; as it is, it is a few bytes longer and is read faster.
-    if status != Status::StreamEnd || member.len() - HEADER.len() > stored_length(bytes.len()) {
+    if member.len() - HEADER.len() > stored_length(bytes.len()) {
         member.truncate(HEADER.len());
         store(bytes, member);
     }
@@ -231,6 +235,13 @@ fn make_member(deflate: &mut Compress, block: &mut Block) {
     crc.update(bytes);
     member.extend_from_slice(&crc.sum().to_le_bytes());
     member.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+}
+
+/// The most that level 1 makes of so many bytes: its fixed code has at most nine bits for a byte, and less for each of
+/// several that were there before (RFC 1951, section 3.2.6). Some more, since a compressor that has filled its memory to the
+/// last byte cannot say that it is done.
+const fn deflated_limit(bytes: usize) -> usize {
+    bytes + bytes.div_ceil(8) + 64
 }
 
 /// Length of a deflate stream that holds so many bytes as they are.
@@ -337,25 +348,35 @@ mod tests {
         assert!(matches!(error, StreamError::Changed { .. }), "{error}");
     }
 
-    #[test]
-    fn what_cannot_be_compressed_is_kept_and_fits_the_memory_that_is_there_for_it() {
+    /// Bytes that do not compress, of these values.
+    fn noise(values: std::ops::RangeInclusive<u8>) -> Vec<u8> {
         let mut state = 1_u64;
-        let noise: Vec<u8> = std::iter::repeat_with(|| {
+        let next = || {
             state ^= state << 13;
             state ^= state >> 7;
             state ^= state << 17;
-            state as u8
-        })
-        .take(BLOCK)
-        .collect();
-        let mut block = Block::new();
-        let before = block.member.capacity();
-        block.bytes.extend_from_slice(&noise);
-        make_member(&mut Compress::new(Compression::new(1), false), &mut block);
-        assert_eq!(block.member.capacity(), before);
-        assert_eq!(block.member.len(), stored_length(BLOCK) + HEADER.len() + 8);
-        let mut again = Vec::new();
-        flate2::read::MultiGzDecoder::new(block.member.as_slice()).read_to_end(&mut again).unwrap();
-        assert!(again == noise);
+            values.start() + ((state >> 32) % (u64::from(values.end() - values.start()) + 1)) as u8
+        };
+        std::iter::repeat_with(next).take(BLOCK).collect()
+    }
+
+    #[test]
+    fn what_cannot_be_compressed_is_kept_and_the_next_block_is_not_harmed() {
+        // Those from 144 on have the longest codes.
+        for noise in [noise(0..=255), noise(144..=255)] {
+            let mut deflate = Compress::new(Compression::new(1), false);
+            let mut block = Block::new();
+            let before = block.member.capacity();
+            for original in [noise, bytes(BLOCK)] {
+                block.bytes.clear();
+                block.bytes.extend_from_slice(&original);
+                make_member(&mut deflate, &mut block);
+                assert_eq!(block.member.capacity(), before);
+                assert!(block.member.len() <= stored_length(BLOCK) + HEADER.len() + 8);
+                let mut again = Vec::new();
+                flate2::read::MultiGzDecoder::new(block.member.as_slice()).read_to_end(&mut again).unwrap();
+                assert!(again == original);
+            }
+        }
     }
 }

@@ -15,6 +15,7 @@ pub mod layer;
 pub mod libraries;
 mod loader_cache;
 mod notice;
+pub(crate) mod pages;
 pub mod static_build;
 
 use std::fmt;

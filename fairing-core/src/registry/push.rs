@@ -15,6 +15,7 @@ use super::patience::Attempts;
 use super::reference::{Reference, Repository, Tag};
 use super::session::{Feed, Opened, Payload, Session};
 use super::upload::{Count, Fault, Pulse, feed};
+use crate::image::pages::SmallPages;
 use crate::image::{Blob, Descriptor, Digest, Image, Source};
 
 /// Uploads side by side. More would not be faster on one line, and each holds a piece of its layer in memory.
@@ -226,6 +227,7 @@ impl Client {
     /// - [`PushError::ReadLayer`] and [`PushError::Changed`] if a blob's file is gone or is no longer what it was.
     /// - [`PushError::NoBase`] if an image has a base that [`Push::on_base`] does not name.
     pub async fn push(&self, push: &Push<'_>) -> Result<Pushed, PushError> {
+        let _pages = SmallPages::new();
         let session = Session::write(self, push.repository, push.base);
         let base = push.base.map(|base| Session::read(self, base));
         let work = Work { client: self, push, session, base, meter: Arc::new(Meter::new(push.watcher.clone())) };

@@ -1,5 +1,6 @@
 //! The bytes of a blob on their way: read in pieces, hashed in passing, and never held whole.
 
+use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -123,12 +124,14 @@ pub(super) fn feed(blob: &Blob, base: Option<&Arc<Session>>, pulse: &Arc<Pulse>)
     };
     let left = blob.descriptor.size;
     let descriptor = blob.descriptor.clone();
-    let flow = Flow { pieces, path, descriptor, left, sha256: sha2::Sha256::new(), pulse: pulse.clone() };
+    let spare = VecDeque::new();
+    let flow = Flow { pieces, path, descriptor, left, sha256: sha2::Sha256::new(), spare, pulse: pulse.clone() };
     stream::unfold(Some(flow), |flow| async move {
         let mut flow = flow?;
         match flow.next().await {
             Ok(Some(piece)) => {
                 flow.pulse.take(piece.len());
+                flow.keep(&piece);
                 Some((Ok(piece), Some(flow)))
             }
             Ok(None) => None,
@@ -145,6 +148,9 @@ struct Flow {
     descriptor: Descriptor,
     left: u64,
     sha256: sha2::Sha256,
+    /// Pieces that may still be on their way, the oldest first. Their memory is filled again: an allocator would keep what
+    /// other threads give back for a while, and of a fast upload that is most of the blob.
+    spare: VecDeque<Bytes>,
     pulse: Arc<Pulse>,
 }
 
@@ -192,6 +198,13 @@ impl Flow {
         }
     }
 
+    /// Notes the memory of a piece that was read from a file, for later ones.
+    fn keep(&mut self, piece: &Bytes) {
+        if matches!(self.pieces, Pieces::Open(_)) {
+            self.spare.push_back(piece.clone());
+        }
+    }
+
     /// The next piece; an empty one at the end.
     async fn piece(&mut self) -> Result<Bytes, Fault> {
         loop {
@@ -203,7 +216,10 @@ impl Flow {
                 }
                 Pieces::Open(file) => {
                     let path = self.path.as_deref().unwrap_or(Path::new(""));
-                    return read(file, self.left).await.map_err(|source| Fault::Read { path: path.to_owned(), source });
+                    let room = room(&mut self.spare);
+                    return read(file, self.left, room)
+                        .await
+                        .map_err(|source| Fault::Read { path: path.to_owned(), source });
                 }
                 Pieces::Unasked(session) => {
                     let response = session.open_blob(&self.descriptor.digest).await.map_err(Fault::Origin)?;
@@ -227,10 +243,24 @@ impl Flow {
     }
 }
 
+/// Room for a piece: that of the oldest one if it has been sent.
+fn room(spare: &mut VecDeque<Bytes>) -> BytesMut {
+    match spare.pop_front().map(Bytes::try_into_mut) {
+        Some(Ok(mut room)) => {
+            room.clear();
+            room
+        }
+        Some(Err(piece)) => {
+            spare.push_front(piece);
+            BytesMut::with_capacity(PIECE_BYTES)
+        }
+        None => BytesMut::with_capacity(PIECE_BYTES),
+    }
+}
+
 /// Reads one piece, and never beyond the length that the image knows.
-async fn read(file: &mut File, left: u64) -> io::Result<Bytes> {
+async fn read(file: &mut File, left: u64, mut piece: BytesMut) -> io::Result<Bytes> {
     let length = usize::try_from(left).unwrap_or(PIECE_BYTES).min(PIECE_BYTES);
-    let mut piece = BytesMut::with_capacity(length);
     while piece.len() < length {
         let missing = length - piece.len();
         if file.take(missing as u64).read_buf(&mut piece).await? == 0 {
