@@ -1,5 +1,6 @@
 //! Training in containers of a real engine, which is the tests' own and cannot be reached from here but by its socket.
 
+#[expect(dead_code, reason = "the launcher's own tests use more of it")]
 #[path = "../../fairing-core/tests/docker/engine.rs"]
 mod engine;
 

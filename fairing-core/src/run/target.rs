@@ -135,7 +135,7 @@ fn engine() -> Result<Engine, RunError> {
 #[cfg(feature = "docker")]
 pub(super) fn limits(config: &Config) -> RoleLimits {
     let limits = |resources: &Resources| Limits {
-        millicores: resources.cpu.map(|cpu| cpu.millicores().into()),
+        millicores: resources.cpu.map(|cpu| cpu.millicores()),
         memory_bytes: resources.memory.map(|memory| memory.bytes()),
     };
     RoleLimits { worker: limits(&config.worker), ps: limits(&config.ps) }

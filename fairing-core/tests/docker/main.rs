@@ -4,6 +4,7 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "replicas speak by lines, the test to its caller")]
 
+#[expect(dead_code, reason = "the tests of whole runs use more of it")]
 mod engine;
 #[path = "../common/harness.rs"]
 mod harness;
