@@ -217,6 +217,18 @@ fn launcher_killed_leaves_nothing_at_the_engine() {
 }
 
 #[test]
+fn engine_that_goes_away_fails_the_run_and_says_so() {
+    let Some(_stage) = stage() else { return };
+    let engine = Engine::start();
+    let law = Law { epochs: 100, ..LAW };
+    let running = in_second_epoch(Program::law(&law, 2, 1).in_containers(&engine), &law);
+    drop(engine);
+    let ended = running.end().code(1).nothing_left();
+    assert_eq!(ended.summary()["status"], "failed");
+    ended.says("how its container ended was not seen: ").says("may be left at `unix:");
+}
+
+#[test]
 fn two_runs_in_containers_do_not_disturb_each_other() {
     let Some(stage) = stage() else { return };
     let engine = &stage.engine;

@@ -70,6 +70,8 @@ impl fmt::Display for Exit {
     /// What to put behind a replica's name: `exited with code 3`, `was ended by signal 9 (SIGKILL)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            // No process ends with such a code: it stands for one that ended where nobody saw how.
+            Exit::Code(..0) => f.write_str("ended unseen"),
             Exit::Code(code) => write!(f, "exited with code {code}"),
             Exit::Signal(number) => {
                 write!(f, "was ended by signal {number}")?;

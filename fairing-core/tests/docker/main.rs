@@ -495,7 +495,10 @@ fn engine_that_goes_away_ends_the_run() {
     drop(engine);
     let (lines, exits) = run.finish(2);
     assert!(exits.values().all(|exit| *exit == Exit::Code(-1)), "{exits:?}");
-    assert!(lines.iter().all(|line| line.2.starts_with("fairing: its container was lost sight of: ")), "{lines:?}");
+    assert!(
+        lines.iter().all(|line| line.2.starts_with("fairing: how its container ended was not seen: ")),
+        "{lines:?}"
+    );
     let left = run.launched.end();
     assert!(left.len() == 1 && left[0].contains("may be left at"), "{left:?}");
     assert_eq!(other.launched.end(), Vec::<String>::new());

@@ -247,18 +247,16 @@ pub(super) fn refused(action: &str, error: &bollard::errors::Error) -> EngineErr
     EngineError::Refused { action: action.to_owned(), reason: words(error), status }
 }
 
-/// An error with its causes, without the library's own frame around what the engine said.
+/// What the engine said, or else the innermost cause of a request that failed.
 pub(super) fn words(error: &bollard::errors::Error) -> String {
     use bollard::errors::Error::{DockerResponseServerError, DockerStreamError};
     if let DockerResponseServerError { message, .. } | DockerStreamError { error: message } = error {
         return message.clone();
     }
+    // Around it stand only the layers of the client.
     let error: &dyn std::error::Error = error;
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| {
-        let cause = cause.to_string();
-        if text.ends_with(&cause) { text } else { format!("{text}: {cause}") }
-    })
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.last().unwrap_or(error).to_string()
 }
 
 fn address(env: &impl Env) -> Result<String, EngineError> {

@@ -419,7 +419,9 @@ impl Watcher {
                 exit
             }
             Err(reason) => {
-                self.say(&format!("fairing: its container was lost sight of: {reason}"));
+                self.say(&format!(
+                    "fairing: how its container ended was not seen: {reason} (is the engine still there?)"
+                ));
                 Exit::Code(UNSEEN)
             }
         };
