@@ -7,6 +7,7 @@ use super::client::Client;
 use super::error::RequestError;
 use super::reference::Reference;
 use super::session::Session;
+use crate::image::pages::SmallPages;
 use crate::image::{Architecture, CONFIG, Descriptor, Digest, INDEX, MANIFEST};
 
 /// What Docker called an image's manifest before OCI did.
@@ -131,6 +132,7 @@ impl Client {
     /// - [`BaseError::Unusable`] if it is of a kind that cannot be built on, such as an artifact or Docker's first format.
     /// - [`BaseError::Request`] if the registry cannot be asked.
     pub async fn base(&self, reference: &Reference, architecture: Architecture) -> Result<Base, BaseError> {
+        let _pages = SmallPages::new();
         let session = Session::read(self, reference.repository());
         let name = match (reference.digest(), reference.tag()) {
             (Some(digest), _) => digest.to_string(),

@@ -15,13 +15,16 @@ use crate::table::{Figure, Measured, Table, fact, goal, measure};
 /// Far above what a run takes to its first step, or to end when it is interrupted.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The first run of all compiles what is not compiled yet.
+const BUILD: Duration = Duration::from_secs(30 * 60);
+
 /// A worker's first word about how far it is comes with its first step.
 const FIRST_STEP: &str = "epoch 1/";
 
-/// With a goal in seconds.
-const THERE: Figure = goal("cargo run to the first step, image at the engine, ms", "3000 / 1500");
+const LOCAL: Figure = fact("cargo run to the first step, without containers, ms");
 const NEW: Figure = goal("cargo run to the first step, nothing at the engine, ms", "3000 / 1500");
-const PUSHED: Figure = fact("cargo run to the first step, image at the engine, pushed by digest, ms");
+const THERE: Figure = goal("cargo run to the first step, image at the engine, ms", "3000 / 1500");
+const PUSHED: Figure = goal("cargo run to the first step, image there, by digest from the registry, ms", "3000 / 1500");
 
 pub(crate) fn run(place: &Place) -> anyhow::Result<Table> {
     let mut table = Table::new("cargo run of fashion_mnist, already built, in containers");
@@ -31,45 +34,43 @@ pub(crate) fn run(place: &Place) -> anyhow::Result<Table> {
     };
     for number in 0..=place.few() {
         eprintln!("run: repetition {number} of {} (0 warms up)", place.few());
-        for figure in [NEW, THERE] {
+        let pushed = place.registry.repository("run");
+        for (figure, repository) in [(LOCAL, None), (NEW, None), (THERE, None), (PUSHED, Some(pushed.as_str()))] {
             if figure == NEW {
-                forget(engine)?;
+                // What was packed is still in fairing's cache.
+                engine.docker(&["image", "prune", "--all", "--force"])?;
             }
-            let measured = once(place, engine);
-            match measured {
+            let patience = if number == 0 { BUILD } else { PATIENCE };
+            let target = if figure == LOCAL { "local" } else { "docker" };
+            match once(place, engine, target, repository, patience) {
                 Ok(Measured { value: ms, others, .. }) if number > 0 => table.record(figure, ms, others),
                 Ok(_) => {}
                 Err(error) => table.fail(figure, &error),
             }
         }
     }
-    let _ = PUSHED;
     Ok(table)
 }
 
-/// Removes all images from the engine.
-fn forget(engine: &Engine) -> anyhow::Result<()> {
-    let images = engine.docker(&["images", "--all", "--quiet"])?;
-    let mut images: Vec<&str> = images.lines().collect();
-    images.sort_unstable();
-    images.dedup();
-    if !images.is_empty() {
-        let mut arguments = vec!["rmi", "--force"];
-        arguments.extend(images);
-        engine.docker(&arguments)?;
-    }
-    Ok(())
-}
-
 /// Time in ms to the first step of one run, which is interrupted then.
-fn once(place: &Place, engine: &Engine) -> anyhow::Result<Measured<f64>> {
+fn once(
+    place: &Place,
+    engine: &Engine,
+    target: &str,
+    repository: Option<&str>,
+    patience: Duration,
+) -> anyhow::Result<Measured<f64>> {
     measure(|| {
         let began = Instant::now();
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut child = Command::new(cargo)
+        let mut command = Command::new(cargo);
+        if let Some(repository) = repository {
+            command.env("FAIRING_REPOSITORY", repository);
+        }
+        let mut child = command
             .args(["run", "--quiet", "--offline", "-p", "fairing-examples", "--example", "fashion_mnist"])
             .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")))
-            .env("FAIRING_TARGET", "docker")
+            .env("FAIRING_TARGET", target)
             .env("FAIRING_RUNS", place.folder.path().join("runs"))
             .env("FAIRING_CACHE", place.folder.path().join("cache-run"))
             .env("DOCKER_HOST", engine.host())
@@ -81,7 +82,7 @@ fn once(place: &Place, engine: &Engine) -> anyhow::Result<Measured<f64>> {
         let (told, lines) = mpsc::channel();
         follow(child.stdout.take().expect("piped"), told.clone());
         follow(child.stderr.take().expect("piped"), told);
-        let step = first_step(&lines, began);
+        let step = first_step(&lines, began, patience);
         interrupt(&mut child)?;
         step
     })
@@ -99,16 +100,16 @@ fn follow(from: impl Read + Send + 'static, told: mpsc::Sender<(Instant, String)
     });
 }
 
-fn first_step(lines: &mpsc::Receiver<(Instant, String)>, began: Instant) -> anyhow::Result<f64> {
+fn first_step(lines: &mpsc::Receiver<(Instant, String)>, began: Instant, patience: Duration) -> anyhow::Result<f64> {
     let mut last = Vec::new();
     loop {
-        let rest = PATIENCE.saturating_sub(began.elapsed());
+        let rest = patience.saturating_sub(began.elapsed());
         match lines.recv_timeout(rest) {
             Ok((at, line)) if line.contains(FIRST_STEP) => {
                 return Ok(at.duration_since(began).as_secs_f64() * 1_000.0);
             }
             Ok((_, line)) => last.push(line),
-            Err(_) => anyhow::bail!("no step within {PATIENCE:?}: {}", last.join(" | ")),
+            Err(_) => anyhow::bail!("no step within {patience:?}: {}", last.join(" | ")),
         }
     }
 }

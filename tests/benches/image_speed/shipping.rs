@@ -26,6 +26,9 @@ use crate::table::{Figure, Measured, Table, fact, goal, measure};
 /// First argument of a process that ships; the program, the cache, the repository and perhaps the base image follow.
 pub(crate) const ARGUMENT: &str = "ship";
 
+/// As a commit is: the same until something is committed.
+const TAG: &str = "0123456789ab";
+
 /// Threads of the connection to a registry, as many as fairing has in a run.
 const THREADS: usize = 2;
 
@@ -71,7 +74,7 @@ pub(crate) fn ship(arguments: &[String]) -> anyhow::Result<()> {
 
     let pushing = Instant::now();
     let repository = repository.parse()?;
-    let mut push = Push::image(&image, &repository);
+    let mut push = Push::image(&image, &repository).tagged(TAG.parse()?);
     if let Some(base) = &base {
         push = push.on_base(base.reference.repository());
     }

@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use crate::processes::{Used, load};
 
-/// Rows in the order in which they were first recorded.
+/// Rows in the order in which they were first recorded, those of one case together: what a figure's name says before its
+/// colon.
 pub(crate) struct Table {
     title: &'static str,
     rows: Vec<Row>,
@@ -85,8 +86,11 @@ impl Table {
     fn row(&mut self, figure: Figure) -> &mut Row {
         let known = self.rows.iter().position(|row| row.figure == figure);
         let index = known.unwrap_or_else(|| {
-            self.rows.push(Row { figure, values: Vec::new(), others: Vec::new(), failure: None });
-            self.rows.len() - 1
+            let case = |figure: Figure| figure.name.split_once(": ").map(|(case, _)| case);
+            let beside = self.rows.iter().rposition(|row| case(row.figure) == case(figure));
+            let index = beside.map_or(self.rows.len(), |last| last + 1);
+            self.rows.insert(index, Row { figure, values: Vec::new(), others: Vec::new(), failure: None });
+            index
         });
         &mut self.rows[index]
     }
