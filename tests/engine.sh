@@ -9,6 +9,8 @@
 # runs beside the engine, so that what is pushed to a registry with the same storage outside can be pulled inside.
 
 set -u
+# Anywhere else, what follows would be done to this machine.
+[ $$ -eq 1 ] || { echo "start it with unshare, as its head says" >&2; exit 1; }
 folder=$1
 name=fairing-$(basename "$folder")
 

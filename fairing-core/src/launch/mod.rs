@@ -5,6 +5,7 @@
 //! exit codes, nothing of training: that goes over the run's own protocol. The replica's side is [`crate::lifeline`].
 
 use std::ffi::OsString;
+use std::fmt;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -24,7 +25,7 @@ mod local;
 pub use local::LocalLauncher;
 
 /// Everything that starts the replicas of one run. Pure data.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct LaunchPlan {
     /// Name of the run.
     pub run: String,
@@ -37,6 +38,19 @@ pub struct LaunchPlan {
     /// What each replica gets from [`lifeline::payload`], in the order of the placements: by a private channel, never by
     /// environment or argument.
     pub payloads: Vec<Vec<u8>>,
+}
+
+impl fmt::Debug for LaunchPlan {
+    /// Without the payloads, which hold keys, and the values of variables, which may be anything.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.variables.iter().map(|(name, _)| name.as_str()).collect();
+        f.debug_struct("LaunchPlan")
+            .field("run", &self.run)
+            .field("placements", &self.placements)
+            .field("program", &self.program)
+            .field("variables", &names)
+            .finish_non_exhaustive()
+    }
 }
 
 impl LaunchPlan {

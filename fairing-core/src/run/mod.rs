@@ -282,6 +282,7 @@ pub(crate) fn start<T: DistributedTraining>(value: &T, options: &LaunchOptions) 
         type_name: type_name.to_owned(),
         hyperparameters: value.to_json(),
         manifest: surroundings.manifest,
+        data_dir: config.data_dir,
         seed: config.seed,
         extension: T::Model::EXTENSION,
         started,

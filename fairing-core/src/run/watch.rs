@@ -64,6 +64,8 @@ pub(super) struct Watch {
     pub(super) hyperparameters: serde_json::Value,
     /// The folder of the user's Cargo.toml.
     pub(super) manifest: PathBuf,
+    /// The data folder on this machine, which replicas elsewhere see at another place.
+    pub(super) data_dir: Option<PathBuf>,
     pub(super) seed: u64,
     pub(super) extension: &'static str,
     pub(super) started: (Instant, SystemTime),
@@ -95,7 +97,7 @@ impl Watch {
         let manifest = self.manifest;
         let asking_git = std::thread::Builder::new().name("fairing-git".into());
         let asking_git = asking_git.spawn(move || git::commit(&manifest, git::GIT_DEADLINE)).ok();
-        let hashing = Hashing::start(hashes::program(), self.plan.placements[0].data_dir.clone());
+        let hashing = Hashing::start(hashes::program(), self.data_dir);
         let interrupts = Interrupts::count();
         let (replica_events, from_replicas) = sync_channel(QUEUE);
         let launched = self.launcher.launch(&self.plan, replica_events.clone())?;

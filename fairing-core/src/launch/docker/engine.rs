@@ -56,8 +56,9 @@ pub enum EngineError {
     },
     /// An address of a kind that is not supported.
     #[error(
-        "DOCKER_HOST is `{address}`, which is not supported (unix:// and tcp:// without TLS are; for a remote engine \
-             forward its socket, for example `ssh -NL /tmp/engine.sock:/var/run/docker.sock HOST`)"
+        "DOCKER_HOST is `{address}`, which is not supported: unix:// is, and tcp:// to this machine, since what is sent \
+         includes keys (for a remote engine forward its socket, for example \
+         `ssh -NL /tmp/engine.sock:/var/run/docker.sock HOST`, and set DOCKER_HOST to unix:///tmp/engine.sock)"
     )]
     Unsupported {
         /// What DOCKER_HOST says.
@@ -134,7 +135,7 @@ impl Engine {
         let connected = if let Some(path) = address.strip_prefix("unix://") {
             check_rights(Path::new(path), &address)?;
             Docker::connect_with_unix(&address, LIBRARY_TIMEOUT, API_DEFAULT_VERSION)
-        } else if address.starts_with("tcp://") && !wants_tls {
+        } else if is_on_this_machine(&address) && !wants_tls {
             Docker::connect_with_http(&address, LIBRARY_TIMEOUT, API_DEFAULT_VERSION)
         } else {
             return Err(unsupported());
@@ -259,6 +260,15 @@ pub(super) fn words(error: &bollard::errors::Error) -> String {
     causes.last().unwrap_or(error).to_string()
 }
 
+/// Whether the address is a port of this machine's own, so that nobody else hears what is sent there.
+fn is_on_this_machine(address: &str) -> bool {
+    let place = address.strip_prefix("tcp://").and_then(|rest| rest.trim_end_matches('/').rsplit_once(':'));
+    let host = place.map(|(host, _)| host.trim_start_matches('[').trim_end_matches(']'));
+    host.is_some_and(|host| {
+        host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+    })
+}
+
 fn address(env: &impl Env) -> Result<String, EngineError> {
     if let Some(address) = env.get("DOCKER_HOST").filter(|address| !address.is_empty()) {
         return Ok(address);
@@ -313,6 +323,9 @@ mod tests {
         assert!(message.ends_with("(start it, or set DOCKER_HOST to another one)"), "{message}");
         let message = error(&[("DOCKER_HOST", "ssh://host")]);
         assert!(message.contains("`ssh://host`, which is not supported"), "{message}");
+        for open in ["tcp://192.0.2.1:2375", "tcp://engine:2375", "tcp://2375"] {
+            assert!(error(&[("DOCKER_HOST", open)]).contains("since what is sent includes keys"), "{open}");
+        }
         let message = error(&[("DOCKER_HOST", "tcp://127.0.0.1:1"), ("DOCKER_TLS_VERIFY", "1")]);
         assert!(message.contains("which is not supported"), "{message}");
         let message = error(&[("DOCKER_HOST", "tcp://127.0.0.1:1")]);
