@@ -217,6 +217,27 @@ fn launcher_killed_leaves_nothing_at_the_engine() {
 }
 
 #[test]
+fn replicas_end_by_themselves_when_nobody_is_left_to_end_them() {
+    let Some(stage) = stage() else { return };
+    let engine = &stage.engine;
+    let law = Law { epochs: 1000, ..LAW };
+    let running = in_second_epoch(Program::law(&law, 2, 1).in_containers(engine), &law);
+    running.kill_with_guardian();
+    running.end().signalled(Signal::KILL);
+    let deadline = Instant::now() + PATIENCE;
+    while !engine.lines(&["ps", "--format", "{{.Names}}"]).is_empty() {
+        assert!(Instant::now() < deadline, "{:?}", left(engine));
+        thread::sleep(Duration::from_millis(20));
+    }
+    // What has ended stays for `sweep`, which would wait until the run is no longer young.
+    for container in engine.lines(&["ps", "--all", "--quiet"]) {
+        engine.lines(&["rm", &container]);
+    }
+    engine.lines(&["network", "prune", "--force"]);
+    nothing_is_left(engine);
+}
+
+#[test]
 fn engine_that_goes_away_fails_the_run_and_says_so() {
     let Some(_stage) = stage() else { return };
     let engine = Engine::start();

@@ -187,6 +187,23 @@ impl Running {
         rustix::process::kill_process_group(self.pid(), signal).unwrap();
     }
 
+    /// Kills the process that would clean up after the program, and then the program.
+    #[track_caller]
+    pub(crate) fn kill_with_guardian(&self) {
+        let launcher = self.pid().as_raw_nonzero();
+        let children = fs::read_dir(format!("/proc/{launcher}/task")).unwrap().flat_map(|task| {
+            let children = fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default();
+            children.split_whitespace().map(|child| child.parse().unwrap()).collect::<Vec<i32>>()
+        });
+        let is_guardian = |child: &i32| {
+            let environment = fs::read(format!("/proc/{child}/environ")).unwrap_or_default();
+            environment.split(|byte| *byte == 0).any(|pair| pair.starts_with(b"FAIRING_PLACEMENT_GUARDIAN="))
+        };
+        let guardian = children.into_iter().find(is_guardian).expect("a guardian");
+        rustix::process::kill_process(Pid::from_raw(guardian).unwrap(), Signal::KILL).unwrap();
+        self.signal(Signal::KILL);
+    }
+
     fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
