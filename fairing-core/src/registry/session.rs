@@ -598,19 +598,36 @@ impl Session {
     /// Where an upload goes.
     fn location(&self, doing: &Doing, response: &Response) -> Result<Url, RequestError> {
         let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
-        let url = location.and_then(|location| response.url().join(location).ok());
-        url.filter(|url| matches!(url.scheme(), "http" | "https"))
-            .ok_or_else(|| self.content(doing, "it says no address to send the blob to".to_owned()))
+        match location.and_then(|location| response.url().join(location).ok()) {
+            Some(to) => self.led(doing, response.url(), to),
+            None => Err(self.content(doing, "it says no address to send the blob to".to_owned())),
+        }
     }
 
     fn redirected(&self, ask: &Ask<'_>, from: &Url, refusal: &Refusal) -> Result<Url, RequestError> {
         let location = refusal.headers.get(LOCATION).and_then(|value| value.to_str().ok());
         let followed = [Method::GET, Method::HEAD].contains(&ask.method);
-        let to = location.filter(|_| followed).and_then(|location| from.join(location).ok());
-        match to {
-            Some(to) if to.scheme() == "https" || to.scheme() == "http" && from.scheme() == "http" => Ok(to),
-            Some(_) => Err(self.content(&ask.doing, "it leads to an address without TLS".to_owned())),
+        match location.filter(|_| followed).and_then(|location| from.join(location).ok()) {
+            Some(to) => self.led(&ask.doing, from, to),
             None => Err(self.content(&ask.doing, format!("it is a redirection, with status {}", refusal.status))),
+        }
+    }
+
+    /// The address `to`, to which an answer from `from` leads, if it is no less safe: there is no way from TLS to plain
+    /// HTTP, and from plain HTTP none to another host that the user did not name.
+    fn led(&self, doing: &Doing, from: &Url, to: Url) -> Result<Url, RequestError> {
+        let host = self.client.presentable(to.host_str().unwrap_or_default());
+        match to.scheme() {
+            "https" => Ok(to),
+            "http" if from.scheme() == "https" => {
+                Err(self.content(doing, format!("it leads to an address without TLS, at `{host}`")))
+            }
+            "http" if to.host() == from.host() || self.client.allows_plain(&to) => Ok(to),
+            "http" => Err(self.content(
+                doing,
+                format!("it leads to another host without TLS, `{host}` (that one in `plain_http` allows it)"),
+            )),
+            scheme => Err(self.content(doing, format!("it leads to an address of the kind `{scheme}:`"))),
         }
     }
 
@@ -662,6 +679,16 @@ impl Session {
         let port = url.port_or_known_default().map_or_else(String::new, |port| format!(":{port}"));
         let address = format!("{}{port}", url.host_str().unwrap_or_default());
         RequestError::transport(self.registry(), address, doing, error)
+    }
+}
+
+/// Whether a mount failed in a way that says nothing about an upload. A user without credentials needs some for that too.
+fn is_refused_mount(error: &RequestError) -> bool {
+    match error {
+        RequestError::Answer { status: 400..=499, .. } => !error.is_transient(),
+        RequestError::Forbidden(_) => true,
+        RequestError::Unauthorized(refused) => matches!(refused.origin, CredentialOrigin::File { .. }),
+        _ => false,
     }
 }
 
