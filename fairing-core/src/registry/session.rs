@@ -489,9 +489,17 @@ impl Session {
         let Ok(mut url) = Url::parse(&bearer.realm) else {
             return Err(self.login(format!("its token server `{realm}` has no valid address")));
         };
-        let open = url.scheme() != "https" && !self.client.is_plain(self.registry());
-        if open && found.secret.is_some() || !matches!(url.scheme(), "http" | "https") {
-            return Err(self.login(format!("the password would be sent to `{realm}`, which does not speak TLS")));
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(self.login(format!("its token server `{realm}` has no valid address")));
+        }
+        // Who may hear the password is a question of the token server's host, which need not be the registry's. Nor does
+        // a registry with TLS send it to this machine in clear, where any program may have taken the port.
+        let is_plain = self.client.is_plain(self.registry());
+        let is_safe = url.scheme() == "https" || self.client.names(&url) || is_plain && self.client.allows_plain(&url);
+        if found.secret.is_some() && !is_safe {
+            return Err(self.login(format!(
+                "the password would be sent to `{realm}`, which does not speak TLS (its host in `plain_http` allows that)"
+            )));
         }
         let mut scopes = self.scopes.clone();
         scopes.extend(bearer.scope.clone().filter(|scope| !scopes.contains(scope)));
