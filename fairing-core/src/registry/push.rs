@@ -372,7 +372,7 @@ impl Work<'_> {
             None => Ok((blob, Step::Missing(None))),
             Some(base) => match self.session.mount(digest, base).await.map_err(failed)? {
                 Opened::Mounted => Ok((blob, Step::Mounted)),
-                Opened::Upload(url) => Ok((blob, Step::Missing(Some(url)))),
+                Opened::Upload(url) => Ok((blob, Step::Missing(url))),
             },
         }
     }

@@ -94,8 +94,8 @@ struct Refusal {
 pub(super) enum Opened {
     /// The blob is there: it was mounted.
     Mounted,
-    /// It is to be sent to this address.
-    Upload(Url),
+    /// It is to be sent, to this address if an upload is open.
+    Upload(Option<Url>),
 }
 
 impl Session {
@@ -209,7 +209,10 @@ impl Session {
         Ok(self.ask(&ask, true).await?.status() == StatusCode::OK)
     }
 
-    /// Takes a blob over from the repository `from` of the same registry, where that works; else opens an upload.
+    /// Takes a blob over from the repository `from` of the same registry, where that works.
+    ///
+    /// Where it does not, a registry opens an upload; some refuse instead: one that does not know mounts, or one whose
+    /// user may not read `from`. Then the blob is sent like another.
     pub(super) async fn mount(&self, digest: &Digest, from: &Repository) -> Result<Opened, RequestError> {
         let mut url = self.url("blobs/uploads/");
         url.query_pairs_mut().append_pair("mount", &digest.to_string()).append_pair("from", from.name());
@@ -221,10 +224,11 @@ impl Session {
             payload: Payload::Nothing,
             expected: &[StatusCode::CREATED, StatusCode::ACCEPTED],
         };
-        let response = self.ask(&ask, true).await?;
-        match response.status() {
-            StatusCode::CREATED => Ok(Opened::Mounted),
-            _ => Ok(Opened::Upload(self.location(&ask.doing, &response)?)),
+        match self.ask(&ask, true).await {
+            Ok(response) if response.status() == StatusCode::CREATED => Ok(Opened::Mounted),
+            Ok(response) => Ok(Opened::Upload(Some(self.location(&ask.doing, &response)?))),
+            Err(error) if is_refused_mount(&error) => Ok(Opened::Upload(None)),
+            Err(error) => Err(error),
         }
     }
 
