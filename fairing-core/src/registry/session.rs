@@ -11,7 +11,7 @@ use reqwest::{Method, Response, StatusCode, Url};
 use serde::Deserialize;
 use tokio::sync::Mutex;
 
-use super::auth::{CredentialOrigin, Found, Secret};
+use super::auth::{CredentialOrigin, Found, Login};
 use super::challenge::{Bearer, Challenge};
 use super::client::Client;
 use super::error::{Doing, Refused, RequestError};
@@ -457,10 +457,10 @@ impl Session {
             (Some(Challenge::Other(scheme)), _) => {
                 return Err(self.login(format!("`{}` is unknown here", self.client.presentable(&scheme))));
             }
-            (Some(Challenge::Basic) | None, Some(Secret::Password { username, password })) => {
+            (Some(Challenge::Basic) | None, Some(Login::Password { username, password })) => {
                 Authorization { header: self.basic(username, password)?, renewal: None }
             }
-            (Some(Challenge::Basic) | None, Some(Secret::Identity(_))) => {
+            (Some(Challenge::Basic) | None, Some(Login::Identity(_))) => {
                 return Err(self.login(format!(
                     "it wants a password, and what is stored is an identity token ({})",
                     found.origin
@@ -510,7 +510,7 @@ impl Session {
 
         let client = self.client.connector(&url).map_err(|error| self.transport(&url, &doing, &error))?;
         let request = match &found.secret {
-            Some(Secret::Identity(identity)) => {
+            Some(Login::Identity(identity)) => {
                 self.client.hide(identity);
                 let mut form = Url::parse("form:").expect("it is a URL");
                 form.query_pairs_mut()
@@ -528,7 +528,7 @@ impl Session {
                     .extend_pairs(scopes.iter().map(|scope| ("scope", scope)));
                 let request = client.get(url.clone());
                 match password {
-                    Some(Secret::Password { username, password }) => {
+                    Some(Login::Password { username, password }) => {
                         request.header(AUTHORIZATION, self.basic(username, password)?)
                     }
                     _ => request,

@@ -16,7 +16,7 @@ use crate::launch::docker::{Dockerfile, Engine, LoadProgress, Logins, TransferPr
 use crate::observe::git;
 use crate::observe::terminal::View;
 use crate::reactor::Reactor;
-use crate::registry::{Client, Keychain, Progress, Push, PushError, Reference, Repository, Settings, Tag};
+use crate::registry::{Client, Keychain, Login, Progress, Push, PushError, Reference, Repository, Settings, Tag};
 
 /// An image that the engine has.
 pub(crate) struct Delivered {
@@ -106,12 +106,8 @@ const COMMIT_DIGITS: usize = 12;
 /// Digits of an image's id that tell it from others; engines show as many.
 const IMAGE_DIGITS: usize = 12;
 
-/// User name and password for what the engine itself fetches or sends.
-fn login(
-    engine: &Engine,
-    keychain: &Keychain,
-    repository: &Repository,
-) -> Result<Option<(String, String)>, ImageError> {
+/// The login for what the engine itself fetches or sends.
+fn login(engine: &Engine, keychain: &Keychain, repository: &Repository) -> Result<Option<Login>, ImageError> {
     Ok(engine.wait(keychain.login(repository))?)
 }
 
@@ -184,7 +180,7 @@ fn build_at(
     Ok(built.id)
 }
 
-/// User names and passwords for the images that a Dockerfile stands on.
+/// The logins for the images that a Dockerfile stands on.
 fn logins(engine: &Engine, keychain: &Keychain, dockerfile: &Path) -> Result<Logins, ImageError> {
     // One that cannot be read is named when it is built.
     let text = std::fs::read_to_string(dockerfile).unwrap_or_default();
