@@ -40,6 +40,32 @@ pub enum TransferError {
         /// The engine's own words.
         reason: String,
     },
+    /// The engine does not trust the registry's certificate.
+    #[error(
+        "the engine does not trust the registry of `{image}`: {reason} (`/etc/docker/certs.d/{registry}/ca.crt` on the \
+         engine's machine names the certificate authority to trust; `registry_ca` is for fairing's own requests only)"
+    )]
+    Untrusted {
+        /// The image.
+        image: String,
+        /// Its registry.
+        registry: String,
+        /// The engine's own words.
+        reason: String,
+    },
+    /// The engine wants TLS, and the registry does not speak it.
+    #[error(
+        "the engine wants TLS from the registry of `{image}`: {reason} (`\"insecure-registries\": [\"{registry}\"]` in the \
+         engine's configuration allows plain HTTP; `plain_http` is for fairing's own requests only)"
+    )]
+    PlainHttp {
+        /// The image.
+        image: String,
+        /// Its registry.
+        registry: String,
+        /// The engine's own words.
+        reason: String,
+    },
     /// The image was sent, and the engine did not say what it is called in the registry.
     #[error("the engine sent the image `{image}` without saying its digest (use the builder `append`)")]
     NoDigest {
@@ -222,6 +248,12 @@ fn explained(error: EngineError, image: &str, login: Option<&Login>) -> Transfer
     let lower = reason.to_lowercase();
     let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
     let image = image.to_owned();
+    if has(&["x509:", "verify certificate", "certificate signed by"]) {
+        return TransferError::Untrusted { registry: registry(&image).to_owned(), image, reason };
+    }
+    if has(&["http response to https client"]) {
+        return TransferError::PlainHttp { registry: registry(&image).to_owned(), image, reason };
+    }
     if has(&["unauthorized", "denied", "authentication required", "no basic auth credentials", "incorrect username"]) {
         return TransferError::Unauthorized { registry: registry(&image).to_owned(), image, reason };
     }
@@ -302,5 +334,33 @@ mod tests {
         assert_eq!(serde_json::Value::from(said(told("ghcr.io", password()))), expected);
         let expected = serde_json::json!({ "identitytoken": "token", "serveraddress": "https://index.docker.io/v1/" });
         assert_eq!(serde_json::Value::from(said(told("docker.io", Login::Identity("token".to_owned())))), expected);
+    }
+
+    #[test]
+    fn an_engine_that_cannot_speak_to_the_registry_is_told_what_to_be_set() {
+        let image = "registry.lan:5000/team/a:1";
+        let untrusted = "Get \"https://registry.lan:5000/v2/\": tls: failed to verify certificate: x509: certificate \
+                         signed by unknown authority";
+        assert_eq!(
+            explained(refused(untrusted), image, None).to_string(),
+            format!(
+                "the engine does not trust the registry of `{image}`: {untrusted} \
+                 (`/etc/docker/certs.d/registry.lan:5000/ca.crt` on the engine's machine names the certificate authority \
+                 to trust; `registry_ca` is for fairing's own requests only)"
+            )
+        );
+        let plain = "Get \"https://registry.lan:5000/v2/\": http: server gave HTTP response to HTTPS client";
+        assert_eq!(
+            explained(refused(plain), image, None).to_string(),
+            format!(
+                "the engine wants TLS from the registry of `{image}`: {plain} (`\"insecure-registries\": \
+                 [\"registry.lan:5000\"]` in the engine's configuration allows plain HTTP; `plain_http` is for fairing's \
+                 own requests only)"
+            )
+        );
+        // An image may be called anything.
+        let missing =
+            explained(refused("manifest for ghcr.io/a/certificate:1 not found"), "ghcr.io/a/certificate:1", None);
+        assert!(matches!(missing, TransferError::Missing { .. }), "{missing}");
     }
 }
