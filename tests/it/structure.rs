@@ -32,7 +32,18 @@ const ARROWS: [(&str, &[&str]); 18] = [
     ("protocol", &["observe", "secure", "topology"]),
     (
         "launch",
-        &["config::Env", "config::ProcessEnv", "exit", "image", "lifeline", "observe", "reactor", "relay", "topology"],
+        &[
+            "config::Env",
+            "config::ProcessEnv",
+            "exit",
+            "image",
+            "lifeline",
+            "observe",
+            "reactor",
+            "registry::Login",
+            "relay",
+            "topology",
+        ],
     ),
     ("runtime", &["config::Env", "config::ProcessEnv", "observe", "protocol", "topology"]),
     (

@@ -144,18 +144,43 @@ impl fmt::Display for CredentialOrigin {
 
 /// Credentials and where they came from.
 pub(super) struct Found {
-    pub(super) secret: Option<Secret>,
+    pub(super) secret: Option<Login>,
     pub(super) origin: CredentialOrigin,
 }
 
-/// What opens a registry. Has no `Debug`, so that nothing prints it.
-pub(super) enum Secret {
+/// What opens a registry. Its `Debug` shows no secret.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Login {
+    /// A user's name and password.
     Password {
+        /// The name.
         username: String,
+        /// The password.
         password: String,
     },
-    /// To be exchanged for a token at the registry's token server.
+    /// A token that stands for the user, to be exchanged for another one at the registry's token server.
     Identity(String),
+}
+
+impl Login {
+    /// What nobody but the registry may see.
+    pub(crate) fn secret(&self) -> &str {
+        match self {
+            Login::Password { password, .. } => password,
+            Login::Identity(token) => token,
+        }
+    }
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Login::Password { username, .. } => {
+                f.debug_struct("Password").field("username", username).finish_non_exhaustive()
+            }
+            Login::Identity(_) => f.debug_struct("Identity").finish_non_exhaustive(),
+        }
+    }
 }
 
 impl Keychain {
@@ -187,17 +212,13 @@ impl Keychain {
         self
     }
 
-    /// User name and password for `repository`, for an engine that talks to the registry itself. None is no failure; nor is an
-    /// identity token, which an engine's own login has to do for.
+    /// What opens `repository`, for an engine that talks to the registry itself. None is no failure.
     ///
     /// # Errors
     ///
     /// [`AuthError`] if a file or a helper program does not say what it should.
-    pub async fn login(&self, repository: &Repository) -> Result<Option<(String, String)>, AuthError> {
-        Ok(match self.find(repository).await?.secret {
-            Some(Secret::Password { username, password }) => Some((username, password)),
-            Some(Secret::Identity(_)) | None => None,
-        })
+    pub async fn login(&self, repository: &Repository) -> Result<Option<Login>, AuthError> {
+        Ok(self.find(repository).await?.secret)
     }
 
     /// The credentials for `repository`: the first file that has some counts. None is no failure.
@@ -249,7 +270,7 @@ impl<'a> File<'a> {
         Ok(Some(Self { path, text, entries }))
     }
 
-    async fn find(self, repository: &Repository, deadline: Duration) -> Result<Option<Secret>, AuthError> {
+    async fn find(self, repository: &Repository, deadline: Duration) -> Result<Option<Login>, AuthError> {
         let key = self.key(repository);
         let registry = repository.registry().clone();
         let path = self.path.to_owned();
@@ -268,9 +289,9 @@ impl<'a> File<'a> {
             Ok(Ok(Ok(DockerCredential::UsernamePassword(username, password)))) => {
                 // Docker writes an identity token beside an empty password.
                 let empty = username.is_empty() && password.is_empty();
-                Ok((!empty).then_some(Secret::Password { username, password }))
+                Ok((!empty).then_some(Login::Password { username, password }))
             }
-            Ok(Ok(Ok(DockerCredential::IdentityToken(token)))) => Ok(Some(Secret::Identity(token))),
+            Ok(Ok(Ok(DockerCredential::IdentityToken(token)))) => Ok(Some(Login::Identity(token))),
             Ok(Ok(Err(error))) => match error {
                 CredentialRetrievalError::NoCredentialConfigured => Ok(None),
                 CredentialRetrievalError::HelperFailure { stdout, stderr, .. } => {

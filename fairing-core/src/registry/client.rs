@@ -137,6 +137,21 @@ impl Client {
         self.shared.plain_http.contains(registry)
     }
 
+    /// Whether the host of `url` may be spoken to without TLS: it is on this machine, or the user named it.
+    pub(super) fn allows_plain(&self, url: &Url) -> bool {
+        is_loopback(url) || self.names(url)
+    }
+
+    /// Whether the user named the host of `url` in `plain_http`.
+    pub(super) fn names(&self, url: &Url) -> bool {
+        let host = url.host_str().unwrap_or_default();
+        let with_port = url.port_or_known_default().map(|port| format!("{host}:{port}"));
+        // Without a port, the entry means the one that HTTP has anyway.
+        let without_port = url.port().is_none().then(|| host.to_owned());
+        let mut entries = with_port.into_iter().chain(without_port).filter_map(|entry| entry.parse().ok());
+        entries.any(|registry| self.is_named(&registry))
+    }
+
     /// The credentials for `repository`; files are read and helpers run once.
     pub(super) async fn credentials(&self, repository: &Repository) -> Result<Arc<Found>, AuthError> {
         // Held while a helper runs: uploads side by side must not start it several times.

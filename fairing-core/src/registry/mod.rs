@@ -21,7 +21,7 @@ mod reference;
 mod session;
 mod upload;
 
-pub use auth::{AuthError, CredentialOrigin, Keychain};
+pub use auth::{AuthError, CredentialOrigin, Keychain, Login};
 pub use base::{Base, BaseError};
 pub use client::{Client, ClientError, Settings};
 pub use error::{Doing, Refused, RequestError};

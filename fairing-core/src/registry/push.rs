@@ -54,6 +54,8 @@ pub struct Pushed {
     pub existed: usize,
     /// Whether the image was there as a whole, so that at most tags were set.
     pub unchanged: bool,
+    /// Tags that the registry did not let be set, with its words: many can be told that tags never move.
+    pub refused_tags: Vec<(Tag, String)>,
 }
 
 /// What to push, and where.
@@ -217,13 +219,14 @@ impl Client {
     /// Asks for the whole image first; if it is there, at most tags are set. Else the blobs that the registry lacks are
     /// mounted from the base's repository, copied from the base's registry or sent from here, three at a time. What breaks
     /// is tried again, blob by blob. Manifests follow when all blobs are there, then the index, then the tags: whoever pulls
-    /// meanwhile gets the old image or the new one.
+    /// meanwhile gets the old image or the new one. A tag that the registry refuses is no failure: it is named in
+    /// [`Pushed::refused_tags`].
     ///
     /// # Errors
     ///
     /// - [`PushError::Request`] and [`PushError::Blob`] with the failed request: see [`RequestError`].
     /// - [`PushError::Copy`] if the base's registry fails.
-    /// - [`PushError::ManifestRefused`] if the registry does not take a manifest; its words are in the error.
+    /// - [`PushError::ManifestRefused`] if the registry does not take a manifest by its digest; its words are in the error.
     /// - [`PushError::ReadLayer`] and [`PushError::Changed`] if a blob's file is gone or is no longer what it was.
     /// - [`PushError::NoBase`] if an image has a base that [`Push::on_base`] does not name.
     pub async fn push(&self, push: &Push<'_>) -> Result<Pushed, PushError> {
@@ -263,6 +266,7 @@ impl Work<'_> {
             mounted: 0,
             existed: 0,
             unchanged: false,
+            refused_tags: Vec::new(),
         };
         // A tag that stands for the image says that it is there, in one question.
         let mut tags = Vec::new();
@@ -277,7 +281,11 @@ impl Work<'_> {
             self.store(&mut pushed).await?;
         }
         for tag in tags {
-            self.put(&tag.to_string(), top, manifest).await?;
+            if let Err(error) = self.put(&tag.to_string(), top, manifest).await {
+                // The image is there and has its digest; a tag is a name for people.
+                let words = refusal(&error).ok_or(error)?;
+                pushed.refused_tags.push((tag.clone(), words));
+            }
         }
         pushed.sent_bytes = self.meter.all.load(Ordering::Relaxed);
         Ok(pushed)
@@ -372,7 +380,7 @@ impl Work<'_> {
             None => Ok((blob, Step::Missing(None))),
             Some(base) => match self.session.mount(digest, base).await.map_err(failed)? {
                 Opened::Mounted => Ok((blob, Step::Mounted)),
-                Opened::Upload(url) => Ok((blob, Step::Missing(Some(url)))),
+                Opened::Upload(url) => Ok((blob, Step::Missing(url))),
             },
         }
     }
@@ -467,6 +475,18 @@ impl Meter {
         if let Some(watcher) = &self.watcher {
             watcher(&now);
         }
+    }
+}
+
+/// The words of a registry that refused a tag, if that is the failure.
+fn refusal(error: &PushError) -> Option<String> {
+    match error {
+        PushError::ManifestRefused { status, words, .. } => Some(format!("status {status}, {words}")),
+        PushError::Request { source, .. } => match source.last() {
+            RequestError::Forbidden(refused) | RequestError::Unauthorized(refused) => Some(refused.words.clone()),
+            _ => None,
+        },
+        _ => None,
     }
 }
 

@@ -11,7 +11,7 @@ use reqwest::{Method, Response, StatusCode, Url};
 use serde::Deserialize;
 use tokio::sync::Mutex;
 
-use super::auth::{CredentialOrigin, Found, Secret};
+use super::auth::{CredentialOrigin, Found, Login};
 use super::challenge::{Bearer, Challenge};
 use super::client::Client;
 use super::error::{Doing, Refused, RequestError};
@@ -94,8 +94,8 @@ struct Refusal {
 pub(super) enum Opened {
     /// The blob is there: it was mounted.
     Mounted,
-    /// It is to be sent to this address.
-    Upload(Url),
+    /// It is to be sent, to this address if an upload is open.
+    Upload(Option<Url>),
 }
 
 impl Session {
@@ -209,7 +209,10 @@ impl Session {
         Ok(self.ask(&ask, true).await?.status() == StatusCode::OK)
     }
 
-    /// Takes a blob over from the repository `from` of the same registry, where that works; else opens an upload.
+    /// Takes a blob over from the repository `from` of the same registry, where that works.
+    ///
+    /// Where it does not, a registry opens an upload; some refuse instead: one that does not know mounts, or one whose
+    /// user may not read `from`. Then the blob is sent like another.
     pub(super) async fn mount(&self, digest: &Digest, from: &Repository) -> Result<Opened, RequestError> {
         let mut url = self.url("blobs/uploads/");
         url.query_pairs_mut().append_pair("mount", &digest.to_string()).append_pair("from", from.name());
@@ -221,10 +224,11 @@ impl Session {
             payload: Payload::Nothing,
             expected: &[StatusCode::CREATED, StatusCode::ACCEPTED],
         };
-        let response = self.ask(&ask, true).await?;
-        match response.status() {
-            StatusCode::CREATED => Ok(Opened::Mounted),
-            _ => Ok(Opened::Upload(self.location(&ask.doing, &response)?)),
+        match self.ask(&ask, true).await {
+            Ok(response) if response.status() == StatusCode::CREATED => Ok(Opened::Mounted),
+            Ok(response) => Ok(Opened::Upload(Some(self.location(&ask.doing, &response)?))),
+            Err(error) if is_refused_mount(&error) => Ok(Opened::Upload(None)),
+            Err(error) => Err(error),
         }
     }
 
@@ -453,10 +457,10 @@ impl Session {
             (Some(Challenge::Other(scheme)), _) => {
                 return Err(self.login(format!("`{}` is unknown here", self.client.presentable(&scheme))));
             }
-            (Some(Challenge::Basic) | None, Some(Secret::Password { username, password })) => {
+            (Some(Challenge::Basic) | None, Some(Login::Password { username, password })) => {
                 Authorization { header: self.basic(username, password)?, renewal: None }
             }
-            (Some(Challenge::Basic) | None, Some(Secret::Identity(_))) => {
+            (Some(Challenge::Basic) | None, Some(Login::Identity(_))) => {
                 return Err(self.login(format!(
                     "it wants a password, and what is stored is an identity token ({})",
                     found.origin
@@ -489,16 +493,24 @@ impl Session {
         let Ok(mut url) = Url::parse(&bearer.realm) else {
             return Err(self.login(format!("its token server `{realm}` has no valid address")));
         };
-        let open = url.scheme() != "https" && !self.client.is_plain(self.registry());
-        if open && found.secret.is_some() || !matches!(url.scheme(), "http" | "https") {
-            return Err(self.login(format!("the password would be sent to `{realm}`, which does not speak TLS")));
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(self.login(format!("its token server `{realm}` has no valid address")));
+        }
+        // Who may hear the password is a question of the token server's host, which need not be the registry's. Nor does
+        // a registry with TLS send it to this machine in clear, where any program may have taken the port.
+        let is_plain = self.client.is_plain(self.registry());
+        let is_safe = url.scheme() == "https" || self.client.names(&url) || is_plain && self.client.allows_plain(&url);
+        if found.secret.is_some() && !is_safe {
+            return Err(self.login(format!(
+                "the password would be sent to `{realm}`, which does not speak TLS (its host in `plain_http` allows that)"
+            )));
         }
         let mut scopes = self.scopes.clone();
         scopes.extend(bearer.scope.clone().filter(|scope| !scopes.contains(scope)));
 
         let client = self.client.connector(&url).map_err(|error| self.transport(&url, &doing, &error))?;
         let request = match &found.secret {
-            Some(Secret::Identity(identity)) => {
+            Some(Login::Identity(identity)) => {
                 self.client.hide(identity);
                 let mut form = Url::parse("form:").expect("it is a URL");
                 form.query_pairs_mut()
@@ -516,7 +528,7 @@ impl Session {
                     .extend_pairs(scopes.iter().map(|scope| ("scope", scope)));
                 let request = client.get(url.clone());
                 match password {
-                    Some(Secret::Password { username, password }) => {
+                    Some(Login::Password { username, password }) => {
                         request.header(AUTHORIZATION, self.basic(username, password)?)
                     }
                     _ => request,
@@ -598,19 +610,36 @@ impl Session {
     /// Where an upload goes.
     fn location(&self, doing: &Doing, response: &Response) -> Result<Url, RequestError> {
         let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
-        let url = location.and_then(|location| response.url().join(location).ok());
-        url.filter(|url| matches!(url.scheme(), "http" | "https"))
-            .ok_or_else(|| self.content(doing, "it says no address to send the blob to".to_owned()))
+        match location.and_then(|location| response.url().join(location).ok()) {
+            Some(to) => self.led(doing, response.url(), to),
+            None => Err(self.content(doing, "it says no address to send the blob to".to_owned())),
+        }
     }
 
     fn redirected(&self, ask: &Ask<'_>, from: &Url, refusal: &Refusal) -> Result<Url, RequestError> {
         let location = refusal.headers.get(LOCATION).and_then(|value| value.to_str().ok());
         let followed = [Method::GET, Method::HEAD].contains(&ask.method);
-        let to = location.filter(|_| followed).and_then(|location| from.join(location).ok());
-        match to {
-            Some(to) if to.scheme() == "https" || to.scheme() == "http" && from.scheme() == "http" => Ok(to),
-            Some(_) => Err(self.content(&ask.doing, "it leads to an address without TLS".to_owned())),
+        match location.filter(|_| followed).and_then(|location| from.join(location).ok()) {
+            Some(to) => self.led(&ask.doing, from, to),
             None => Err(self.content(&ask.doing, format!("it is a redirection, with status {}", refusal.status))),
+        }
+    }
+
+    /// The address `to`, to which an answer from `from` leads, if it is no less safe: there is no way from TLS to plain
+    /// HTTP, and from plain HTTP none to another host that the user did not name.
+    fn led(&self, doing: &Doing, from: &Url, to: Url) -> Result<Url, RequestError> {
+        let host = self.client.presentable(to.host_str().unwrap_or_default());
+        match to.scheme() {
+            "https" => Ok(to),
+            "http" if from.scheme() == "https" => {
+                Err(self.content(doing, format!("it leads to an address without TLS, at `{host}`")))
+            }
+            "http" if to.host() == from.host() || self.client.allows_plain(&to) => Ok(to),
+            "http" => Err(self.content(
+                doing,
+                format!("it leads to another host without TLS, `{host}` (that one in `plain_http` allows it)"),
+            )),
+            scheme => Err(self.content(doing, format!("it leads to an address of the kind `{scheme}:`"))),
         }
     }
 
@@ -662,6 +691,16 @@ impl Session {
         let port = url.port_or_known_default().map_or_else(String::new, |port| format!(":{port}"));
         let address = format!("{}{port}", url.host_str().unwrap_or_default());
         RequestError::transport(self.registry(), address, doing, error)
+    }
+}
+
+/// Whether a mount failed in a way that says nothing about an upload. A user without credentials needs some for that too.
+fn is_refused_mount(error: &RequestError) -> bool {
+    match error {
+        RequestError::Answer { status: 400..=499, .. } => !error.is_transient(),
+        RequestError::Forbidden(_) => true,
+        RequestError::Unauthorized(refused) => matches!(refused.origin, CredentialOrigin::File { .. }),
+        _ => false,
     }
 }
 

@@ -18,6 +18,7 @@ use fairing_core::launch::docker::{
     TransferError, TransferProgress, image_labels,
 };
 use fairing_core::observe::events::Exit;
+use fairing_core::registry::Login;
 use fairing_core::topology::{Replica, Topology};
 use tempfile::TempDir;
 
@@ -334,13 +335,15 @@ fn pushed_image_is_pulled_by_digest() {
     let archive = archive(&layers, "pushed");
     let loaded = engine.load("pushed", &archive, None, &unheard).unwrap();
     let repository = format!("127.0.0.1:{port}/team/pushed");
-    let login = ("fairing".to_owned(), "not-to-be-seen".to_owned());
-    let wrong = ("fairing".to_owned(), "wrong-and-not-to-be-seen".to_owned());
+    let password = |password: &str| Login::Password { username: "fairing".to_owned(), password: password.to_owned() };
+    let (login, wrong) = (password("not-to-be-seen"), password("wrong-and-not-to-be-seen"));
+    // There is no token server here to take it.
+    let identity = Login::Identity("token-not-to-be-seen".to_owned());
     let tags = ["run-1".to_owned(), "latest".to_owned()];
     let push = |login, heard: &mut Vec<TransferProgress>| {
         engine.push_image(&loaded.id, &repository, &tags, login, &mut |progress| heard.push(progress))
     };
-    for login in [None, Some(&wrong)] {
+    for login in [None, Some(&wrong), Some(&identity)] {
         refused(&push(login, &mut vec![]).unwrap_err(), &repository);
     }
     let mut heard = Vec::new();
@@ -356,14 +359,14 @@ fn pushed_image_is_pulled_by_digest() {
     assert_eq!(engine.pull(&reference, None, silent).unwrap(), loaded.id);
 
     server.lines(&["rmi", "--force", &loaded.id]);
-    for login in [None, Some(&wrong)] {
+    for login in [None, Some(&wrong), Some(&identity)] {
         refused(&engine.pull(&reference, login, &mut |_| {}).unwrap_err(), &repository);
     }
     let tagged = format!("{repository}:run-1@{digest}");
     assert_eq!(engine.pull(&tagged, Some(&login), &mut |_| {}).unwrap(), loaded.id);
     assert_eq!(left(&server), Vec::<String>::new());
     assert_eq!(images(&server), [loaded.tag.as_str()]);
-    let other = reference.replace(&digest[7..9], if &digest[7..9] == "00" { "11" } else { "00" });
+    let other = format!("{repository}@sha256:{}", "0".repeat(64));
     let error = engine.pull(&other, Some(&login), &mut |_| {}).unwrap_err();
     assert!(matches!(error, TransferError::Missing { .. }), "{error:?}");
     let run =

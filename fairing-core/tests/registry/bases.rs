@@ -137,6 +137,34 @@ fn a_refused_mount_means_a_copy_to_the_address_that_it_opened() {
 }
 
 #[test]
+fn a_mount_that_is_refused_outright_means_an_upload() {
+    let server = registry!();
+    let base = base(&server, "library/base");
+    let (image, _folder) = on_top(&base);
+    for (status, tag) in [(400, "a"), (403, "b"), (404, "c"), (405, "d")] {
+        let proxy = Proxy::start(server.address(), move |request| match request.path.contains("?mount=") {
+            true => Deed::Answer(status, r#"{"errors":[{"code":"UNSUPPORTED","message":"no mounts here"}]}"#, vec![]),
+            false => Deed::Forward,
+        });
+        let (repository, base) = (proxy.repository(&format!("team/{tag}")), proxy.repository("library/base"));
+        let ask = Push::image(&image, &repository).on_base(&base).tagged("v1".parse().unwrap());
+        let pushed = push(&client(), &ask).unwrap_or_else(|error| panic!("{status}: {}", told(&error)));
+        assert_eq!((pushed.mounted, pushed.sent), (0, 4));
+        assert_eq!(server.tagged(&format!("team/{tag}"), "v1").unwrap(), image.manifest);
+    }
+
+    // A user without credentials needs some for the upload too.
+    let proxy = Proxy::start(server.address(), |request| match request.path.contains("?mount=") {
+        true => Deed::Answer(401, "", vec!["WWW-Authenticate: Basic realm=\"x\"".to_owned()]),
+        false => Deed::Forward,
+    });
+    let (repository, base) = (proxy.repository("team/e"), proxy.repository("library/base"));
+    let error = push(&client(), &Push::image(&image, &repository).on_base(&base)).unwrap_err();
+    assert!(matches!(error.request(), Some(RequestError::Unauthorized(_))), "{}", told(&error));
+    assert_eq!(proxy.count(|request| request.is("PUT", "/manifests/")), 0);
+}
+
+#[test]
 fn layers_of_a_base_elsewhere_are_copied_from_registry_to_registry() {
     let (here, there) = (registry!(), registry!());
     let base = base(&there, "base");

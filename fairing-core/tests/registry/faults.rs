@@ -239,18 +239,38 @@ fn a_refused_tag_leaves_the_image_whole_and_the_old_tag_in_place() {
     let (new, _folder) = sample();
     let repository = server.repository("x");
     push(&client(), &Push::image(&old, &repository).tagged("v1".parse().unwrap())).unwrap();
-    let (_proxy, pushed) = through(&server, &new, |request| match request.is("PUT", "/manifests/v1") {
-        true => Deed::Answer(409, r#"{"errors":[{"code":"DENIED","message":"tags never move here"}]}"#, vec![]),
+    for (status, expected) in [
+        (400, "status 400, DENIED tags never move here"),
+        (403, "DENIED tags never move here"),
+        (409, "status 409, DENIED tags never move here"),
+        (412, "status 412, DENIED tags never move here"),
+    ] {
+        let proxy = Proxy::start(server.address(), move |request| match request.is("PUT", "/manifests/v1") {
+            true => Deed::Answer(status, r#"{"errors":[{"code":"DENIED","message":"tags never move here"}]}"#, vec![]),
+            false => Deed::Forward,
+        });
+        let repository = proxy.repository("x");
+        let ask =
+            Push::image(&new, &repository).tagged("v1".parse().unwrap()).tagged(format!("v{status}").parse().unwrap());
+        let pushed = push(&client(), &ask).unwrap_or_else(|error| panic!("{status}: {}", told(&error)));
+        assert_eq!(pushed.refused_tags, [("v1".parse().unwrap(), expected.to_owned())]);
+        assert_eq!(pushed.reference, repository.at(new.descriptor.digest.clone()));
+        assert_eq!(server.tagged("x", "v1").unwrap(), old.manifest);
+        assert_eq!(server.tagged("x", &format!("v{status}")).unwrap(), new.manifest, "the other tag is set");
+    }
+    assert_eq!(server.blob(&new.descriptor.digest).unwrap(), new.manifest);
+}
+
+#[test]
+fn a_registry_that_fails_at_a_tag_fails_the_push() {
+    let server = registry!();
+    let (image, _folder) = sample();
+    let (_proxy, pushed) = through(&server, &image, |request| match request.is("PUT", "/manifests/v1") {
+        true => Deed::Answer(500, "the cellar burns", vec![]),
         false => Deed::Forward,
     });
     let error = pushed.unwrap_err();
-    assert!(
-        told(&error).contains("refused the manifest `v1` with status 409: DENIED tags never move"),
-        "{}",
-        told(&error)
-    );
-    assert_eq!(server.tagged("x", "v1").unwrap(), old.manifest);
-    assert_eq!(server.blob(&new.descriptor.digest).unwrap(), new.manifest);
+    assert!(matches!(error.request(), Some(RequestError::Answer { status: 500, .. })), "{}", told(&error));
 }
 
 #[test]

@@ -504,6 +504,37 @@ fn a_password_is_not_sent_to_a_token_server_without_tls() {
 }
 
 #[test]
+fn a_password_goes_to_a_token_server_without_tls_only_if_its_own_host_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    // The registry on this machine may be spoken to in clear; the host of its token server is nowhere.
+    let realm = "Www-Authenticate: Bearer realm=\"http://tokens.invalid:1/token\",service=\"here\"";
+    let proxy = Proxy::alone(move |_| Deed::Answer(401, "", vec![realm.to_owned()]));
+    let (image, _layers) = small_image(&[1_000], 1);
+    let repository = proxy.repository("x");
+    let registry = proxy.address().to_string();
+    for (plain_http, is_asked) in [
+        (vec![], false),
+        (vec![registry.clone()], false),
+        (vec!["tokens.invalid".to_owned()], false),
+        (vec!["tokens.invalid:1".to_owned()], true),
+    ] {
+        let keychain = keychain(folder.path(), &login(&registry, PASSWORD));
+        let client = client_with(Settings { plain_http, ..Settings::default() }, keychain);
+        let error = push(&client, &Push::image(&image, &repository)).unwrap_err();
+        let told = told(&error);
+        match is_asked {
+            true => assert!(matches!(error.request(), Some(RequestError::Unreachable { .. })), "{told}"),
+            false => {
+                assert!(matches!(error.request(), Some(RequestError::Login { .. })), "{told}");
+                let expected =
+                    "`http://tokens.invalid:1/token`, which does not speak TLS (its host in `plain_http` allows that)";
+                assert!(told.ends_with(expected), "{told}");
+            }
+        }
+    }
+}
+
+#[test]
 fn credentials_stay_with_the_registry_that_they_are_for() {
     let folder = tempfile::tempdir().unwrap();
     // A registry that keeps blobs elsewhere: uploads and downloads are sent there.

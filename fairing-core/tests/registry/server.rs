@@ -33,6 +33,8 @@ pub(crate) struct Kind {
     pub(crate) tls: Option<(String, String)>,
     /// Its storage is a disk of one mebibyte, which only the registry itself sees.
     pub(crate) small_disk: bool,
+    /// Where it believes to be, as a URL; uploads are sent there.
+    pub(crate) host: Option<String>,
 }
 
 impl Server {
@@ -58,6 +60,9 @@ impl Server {
              rootdirectory: {}\nhttp:\n  addr: {address}\n",
             folder.join("storage").display()
         );
+        if let Some(host) = &kind.host {
+            config.push_str(&format!("  host: {host}\n"));
+        }
         if let Some((certificate, key)) = &kind.tls {
             let (certificate_file, key_file) = (folder.join("certificate.pem"), folder.join("key.pem"));
             fs::write(&certificate_file, certificate).unwrap();

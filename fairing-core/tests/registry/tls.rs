@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use fairing_core::registry::{Client, ClientError, Keychain, Push, RequestError, Settings};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
+use crate::proxy::{Deed, Proxy};
 use crate::server::{Kind, registry};
 use crate::support::{client, client_with, push, small_image, told};
 
@@ -54,6 +55,39 @@ fn a_registry_with_an_authority_of_its_own_is_trusted_when_it_is_named() {
     let ask = Push::image(&image, &repository).tagged("v1".parse().unwrap());
     push(&trusting(authority.file(folder.path())), &ask).unwrap();
     assert_eq!(server.tagged("x", "v1").unwrap(), image.manifest);
+}
+
+#[test]
+fn an_upload_does_not_step_down_from_tls() {
+    let elsewhere = Proxy::alone(|_| Deed::Answer(201, "", vec![]));
+    let authority = Authority::new("ours");
+    let host = Some(format!("http://{}", elsewhere.address()));
+    let server = registry!(&Kind { host, ..authority.kind(&["127.0.0.1"]) });
+    let (image, folder) = small_image(&[1_000], 1);
+    let client = trusting(authority.file(folder.path()));
+    let error = push(&client, &Push::image(&image, &server.repository("x"))).unwrap_err();
+    assert!(matches!(error.request(), Some(RequestError::Content { .. })), "{}", told(&error));
+    assert!(told(&error).ends_with("it leads to an address without TLS, at `127.0.0.1`"), "{}", told(&error));
+    assert_eq!(elsewhere.seen().len(), 0);
+}
+
+#[test]
+fn an_upload_goes_to_another_host_without_tls_only_if_that_is_named() {
+    let server = registry!();
+    let proxy = Proxy::start(server.address(), |request| match request.method.as_str() {
+        "POST" => Deed::Answer(202, "", vec!["Location: http://storage.invalid:1/put".to_owned()]),
+        _ => Deed::Forward,
+    });
+    let (image, _folder) = small_image(&[1_000], 1);
+    let repository = proxy.repository("x");
+    let error = push(&client(), &Push::image(&image, &repository)).unwrap_err();
+    let expected = "it leads to another host without TLS, `storage.invalid` (that one in `plain_http` allows it)";
+    assert!(told(&error).ends_with(expected), "{}", told(&error));
+
+    let settings = Settings { plain_http: vec!["storage.invalid:1".to_owned()], ..Settings::default() };
+    let error = push(&client_with(settings, Keychain::empty()), &Push::image(&image, &repository)).unwrap_err();
+    let Some(RequestError::Unreachable { address, .. }) = error.request() else { panic!("{}", told(&error)) };
+    assert_eq!(address, "storage.invalid:1");
 }
 
 #[test]

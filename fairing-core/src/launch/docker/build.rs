@@ -7,7 +7,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bollard::auth::DockerCredentials;
 use bollard::models::BuildInfo;
 use bollard::query_parameters as query;
 
@@ -15,11 +14,12 @@ use super::context::{Context, place};
 use super::engine::{Engine, EngineError};
 use super::ignore::Patterns;
 use super::load::{Loaded, image_labels, repository, tag};
-use super::pull::without_passwords;
+use super::pull::{credentials, server, without_secrets};
 use super::stream::{ExchangeError, exchange};
 use crate::image::StreamError;
 use crate::image::archive::Archive;
 use crate::launch::lines::Lines;
+use crate::registry::Login;
 
 /// Label of an image that the engine built: the id that the same content has when it is loaded.
 const CONTENT_LABEL: &str = "fairing.dev/content";
@@ -99,8 +99,8 @@ pub enum Dockerfile<'a> {
     Own(&'a Path),
 }
 
-/// User names and passwords by registry, for base images that are not public.
-pub type Logins = std::collections::BTreeMap<String, (String, String)>;
+/// Logins by registry, for base images that are not public.
+pub type Logins = std::collections::BTreeMap<String, Login>;
 
 impl Engine {
     /// Builds the image of `program` at the engine, with its classic builder.
@@ -164,7 +164,7 @@ impl Engine {
                         ExchangeError::Engine(EngineError::Refused { reason, status, .. })
                             if status.is_some() || !output.last.is_empty() =>
                         {
-                            let reason = without_passwords(reason, logins.values());
+                            let reason = without_secrets(reason, logins.values());
                             BuildError::Failed { dockerfile: described, reason, last_lines: output.last.into() }
                         }
                         ExchangeError::Engine(error) => error.into(),
@@ -225,14 +225,8 @@ impl Engine {
             forcerm: true,
             ..query::BuildImageOptions::default()
         };
-        let credentials = logins.iter().map(|(registry, (username, password))| {
-            let credentials = DockerCredentials {
-                username: Some(username.clone()),
-                password: Some(password.clone()),
-                ..DockerCredentials::default()
-            };
-            (registry.clone(), credentials)
-        });
+        let credentials =
+            logins.iter().map(|(registry, login)| (server(registry).to_owned(), credentials(registry, login)));
         let credentials = (!logins.is_empty()).then(|| credentials.collect());
         let sent_bytes = std::sync::atomic::AtomicU64::new(0);
         let sent = |bytes| sent_bytes.store(bytes, std::sync::atomic::Ordering::Relaxed);

@@ -9,6 +9,7 @@ use bollard::query_parameters as query;
 use super::engine::{Engine, EngineError};
 use super::load::tag;
 use super::stream::ask;
+use crate::registry::Login;
 
 /// How long a transfer may say nothing. While it unpacks a layer an engine says how far it is, and it tries again by itself
 /// when a connection breaks.
@@ -36,6 +37,32 @@ pub enum TransferError {
     Missing {
         /// The image.
         image: String,
+        /// The engine's own words.
+        reason: String,
+    },
+    /// The engine does not trust the registry's certificate.
+    #[error(
+        "the engine does not trust the registry of `{image}`: {reason} (`/etc/docker/certs.d/{registry}/ca.crt` on the \
+         engine's machine names the certificate authority to trust; `registry_ca` is for fairing's own requests only)"
+    )]
+    Untrusted {
+        /// The image.
+        image: String,
+        /// Its registry.
+        registry: String,
+        /// The engine's own words.
+        reason: String,
+    },
+    /// The engine wants TLS, and the registry does not speak it.
+    #[error(
+        "the engine wants TLS from the registry of `{image}`: {reason} (`\"insecure-registries\": [\"{registry}\"]` in the \
+         engine's configuration allows plain HTTP; `plain_http` is for fairing's own requests only)"
+    )]
+    PlainHttp {
+        /// The image.
+        image: String,
+        /// Its registry.
+        registry: String,
         /// The engine's own words.
         reason: String,
     },
@@ -74,7 +101,7 @@ impl Engine {
     pub fn pull(
         &self,
         reference: &str,
-        login: Option<&(String, String)>,
+        login: Option<&Login>,
         progress: &mut (dyn FnMut(TransferProgress) + Send),
     ) -> Result<String, TransferError> {
         let name = wanted(reference);
@@ -82,8 +109,11 @@ impl Engine {
         let image = match look() {
             Err(error) if error.is_absence() => {
                 let options = query::CreateImageOptionsBuilder::default().from_image(&name).build();
-                let answer =
-                    self.docker().create_image(Some(options), None, login.map(|login| credentials(&name, login)));
+                let answer = self.docker().create_image(
+                    Some(options),
+                    None,
+                    login.map(|login| credentials(registry(&name), login)),
+                );
                 let mut hear = |info: CreateImageInfo| hear(progress, info.id, info.status, info.progress_detail);
                 let pulled = ask(self, &format!("pull the image `{name}`"), SILENCE, answer, &mut hear);
                 pulled.map_err(|error| explained(error, reference, login))?;
@@ -111,7 +141,7 @@ impl Engine {
         id: &str,
         repository: &str,
         tags: &[String],
-        login: Option<&(String, String)>,
+        login: Option<&Login>,
         progress: &mut (dyn FnMut(TransferProgress) + Send),
     ) -> Result<String, TransferError> {
         let mut digest = None;
@@ -119,7 +149,7 @@ impl Engine {
             let image = format!("{repository}:{tag}");
             self.name(id, &image)?;
             let options = query::PushImageOptionsBuilder::default().tag(tag).build();
-            let login_here = login.map(|login| credentials(repository, login));
+            let login_here = login.map(|login| credentials(registry(repository), login));
             let answer = self.docker().push_image(repository, Some(options), login_here);
             let mut hear = |info: PushImageInfo| {
                 if let Some(said) = info.status.as_deref().and_then(digest_in) {
@@ -167,13 +197,24 @@ fn registry(reference: &str) -> &str {
     }
 }
 
-fn credentials(reference: &str, (username, password): &(String, String)) -> DockerCredentials {
-    let registry = registry(reference);
-    DockerCredentials {
-        username: Some(username.clone()),
-        password: Some(password.clone()),
-        serveraddress: Some(if registry == HUB.0 { HUB.1 } else { registry }.to_owned()),
-        ..DockerCredentials::default()
+/// The name under which engines look for the login of `registry`.
+pub(super) fn server(registry: &str) -> &str {
+    if registry == HUB.0 { HUB.1 } else { registry }
+}
+
+/// What the engine is told for `registry`, in the clear: it has to log in by itself.
+pub(super) fn credentials(registry: &str, login: &Login) -> DockerCredentials {
+    let serveraddress = Some(server(registry).to_owned());
+    match login.clone() {
+        Login::Password { username, password } => DockerCredentials {
+            username: Some(username),
+            password: Some(password),
+            serveraddress,
+            ..DockerCredentials::default()
+        },
+        Login::Identity(token) => {
+            DockerCredentials { identitytoken: Some(token), serveraddress, ..DockerCredentials::default() }
+        }
     }
 }
 
@@ -194,19 +235,25 @@ fn digest_in(status: &str) -> Option<&str> {
     words.next().filter(|digest| digest.parse::<crate::image::Digest>().is_ok())
 }
 
-/// No engine is known to repeat a password, and none shall get it into a log through here.
-pub(super) fn without_passwords<'a>(text: String, logins: impl IntoIterator<Item = &'a (String, String)>) -> String {
-    let passwords = logins.into_iter().map(|(_, password)| password.as_str()).filter(|password| !password.is_empty());
-    passwords.fold(text, |text, password| text.replace(password, "…"))
+/// No engine is known to repeat a secret, and none shall get it into a log through here.
+pub(super) fn without_secrets<'a>(text: String, logins: impl IntoIterator<Item = &'a Login>) -> String {
+    let secrets = logins.into_iter().map(Login::secret).filter(|secret| !secret.is_empty());
+    secrets.fold(text, |text, secret| text.replace(secret, "…"))
 }
 
 /// What the failure means; engines say it in words only.
-fn explained(error: EngineError, image: &str, login: Option<&(String, String)>) -> TransferError {
+fn explained(error: EngineError, image: &str, login: Option<&Login>) -> TransferError {
     let EngineError::Refused { action, reason, status } = error else { return error.into() };
-    let reason = without_passwords(reason, login);
+    let reason = without_secrets(reason, login);
     let lower = reason.to_lowercase();
     let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
     let image = image.to_owned();
+    if has(&["x509:", "verify certificate", "certificate signed by"]) {
+        return TransferError::Untrusted { registry: registry(&image).to_owned(), image, reason };
+    }
+    if has(&["http response to https client"]) {
+        return TransferError::PlainHttp { registry: registry(&image).to_owned(), image, reason };
+    }
     if has(&["unauthorized", "denied", "authentication required", "no basic auth credentials", "incorrect username"]) {
         return TransferError::Unauthorized { registry: registry(&image).to_owned(), image, reason };
     }
@@ -257,15 +304,63 @@ mod tests {
         }
     }
 
+    fn password() -> Login {
+        Login::Password { username: "user".to_owned(), password: "hunter2".to_owned() }
+    }
+
+    fn refused(reason: &str) -> EngineError {
+        EngineError::Refused { action: "push".to_owned(), reason: reason.to_owned(), status: None }
+    }
+
     #[test]
-    fn a_password_is_not_repeated() {
-        let reason = "unauthorized: hunter2 is wrong".to_owned();
-        let refused = EngineError::Refused { action: "push".to_owned(), reason, status: None };
-        let login = ("user".to_owned(), "hunter2".to_owned());
-        let error = explained(refused, "localhost:5000/a:1", Some(&login));
-        assert!(!format!("{error:?}{error}").contains("hunter2"));
-        let expected = "the registry refused the engine `localhost:5000/a:1`: unauthorized: … is wrong \
-                        (`docker login localhost:5000`, as a user who may)";
-        assert_eq!(error.to_string(), expected);
+    fn a_secret_is_not_repeated() {
+        for login in [password(), Login::Identity("hunter2".to_owned())] {
+            let error = explained(refused("unauthorized: hunter2 is wrong"), "localhost:5000/a:1", Some(&login));
+            assert!(!format!("{error:?}{error}{login:?}").contains("hunter2"));
+            let expected = "the registry refused the engine `localhost:5000/a:1`: unauthorized: … is wrong \
+                            (`docker login localhost:5000`, as a user who may)";
+            assert_eq!(error.to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn an_engine_is_told_the_password_or_the_identity_token() {
+        let told = |registry, login| serde_json::to_value(credentials(registry, &login)).unwrap();
+        let said = |value: serde_json::Value| {
+            let fields = value.as_object().unwrap().clone();
+            fields.into_iter().filter(|(_, value)| !value.is_null()).collect::<serde_json::Map<_, _>>()
+        };
+        let expected = serde_json::json!({ "username": "user", "password": "hunter2", "serveraddress": "ghcr.io" });
+        assert_eq!(serde_json::Value::from(said(told("ghcr.io", password()))), expected);
+        let expected = serde_json::json!({ "identitytoken": "token", "serveraddress": "https://index.docker.io/v1/" });
+        assert_eq!(serde_json::Value::from(said(told("docker.io", Login::Identity("token".to_owned())))), expected);
+    }
+
+    #[test]
+    fn an_engine_that_cannot_speak_to_the_registry_is_told_what_to_be_set() {
+        let image = "registry.lan:5000/team/a:1";
+        let untrusted = "Get \"https://registry.lan:5000/v2/\": tls: failed to verify certificate: x509: certificate \
+                         signed by unknown authority";
+        assert_eq!(
+            explained(refused(untrusted), image, None).to_string(),
+            format!(
+                "the engine does not trust the registry of `{image}`: {untrusted} \
+                 (`/etc/docker/certs.d/registry.lan:5000/ca.crt` on the engine's machine names the certificate authority \
+                 to trust; `registry_ca` is for fairing's own requests only)"
+            )
+        );
+        let plain = "Get \"https://registry.lan:5000/v2/\": http: server gave HTTP response to HTTPS client";
+        assert_eq!(
+            explained(refused(plain), image, None).to_string(),
+            format!(
+                "the engine wants TLS from the registry of `{image}`: {plain} (`\"insecure-registries\": \
+                 [\"registry.lan:5000\"]` in the engine's configuration allows plain HTTP; `plain_http` is for fairing's \
+                 own requests only)"
+            )
+        );
+        // An image may be called anything.
+        let missing =
+            explained(refused("manifest for ghcr.io/a/certificate:1 not found"), "ghcr.io/a/certificate:1", None);
+        assert!(matches!(missing, TransferError::Missing { .. }), "{missing}");
     }
 }

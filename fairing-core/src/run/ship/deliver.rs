@@ -16,7 +16,7 @@ use crate::launch::docker::{Dockerfile, Engine, LoadProgress, Logins, TransferPr
 use crate::observe::git;
 use crate::observe::terminal::View;
 use crate::reactor::Reactor;
-use crate::registry::{Client, Keychain, Progress, Push, PushError, Reference, Repository, Settings, Tag};
+use crate::registry::{Client, Keychain, Login, Progress, Push, PushError, Reference, Repository, Settings, Tag};
 
 /// An image that the engine has.
 pub(crate) struct Delivered {
@@ -33,7 +33,7 @@ impl Shipment {
     pub(crate) fn deliver(self, engine: &Engine, view: &mut dyn View) -> Result<Delivered, ImageError> {
         let keychain = Keychain::from_env(&ProcessEnv);
         let program = self.program();
-        let tag = self.tag();
+        let tag = tag(&self.manifest);
         let (image, id) = match self.goods {
             Goods::Finished(reference) => {
                 let id = pull(engine, &keychain, &reference, view)?;
@@ -41,7 +41,8 @@ impl Shipment {
             }
             Goods::Pushed { repository, mut built, base, cache } => {
                 let images = |built: &[Built]| built.iter().map(|built| built.image.clone()).collect::<Vec<_>>();
-                let mut push = |images: &[Image]| push(&self.settings, images, &repository, base.as_ref(), &tag, view);
+                let mut push =
+                    |images: &[Image]| push(&self.settings, images, &repository, base.as_ref(), tag.as_ref(), view);
                 let pushed = match push(&images(&built)) {
                     // What the cache said about a layer is read only when the layer is sent.
                     Err(ImageError::Push(PushError::Changed { .. } | PushError::ReadLayer { .. })) => {
@@ -62,7 +63,9 @@ impl Shipment {
                 let mut image = id.clone();
                 if let Some(repository) = repository {
                     let login = login(engine, &keychain, &repository)?;
-                    let (name, tags) = (repository.to_string(), [tag.to_string()]);
+                    // An engine sends nothing without a tag.
+                    let tag = tag.map_or_else(|| tag_of_image(&id), |tag| tag.to_string());
+                    let (name, tags) = (repository.to_string(), [tag]);
                     image = engine.push_image(&id, &name, &tags, login.as_ref(), &mut transferred(view))?;
                     view.say(&format!("image {image} pushed by the engine"));
                 }
@@ -79,28 +82,32 @@ impl Shipment {
             Goods::Loaded(packed) | Goods::ByEngine { packed, .. } => Some(packed.program.clone()),
         }
     }
+}
 
-    /// A name that people can read, beside the digest that everything refers to: the commit, if there is one.
-    fn tag(&self) -> Tag {
-        let commit = git::commit(&self.manifest, git::GIT_DEADLINE);
-        let text = commit.map(|commit| {
-            let hash = &commit.id[..commit.id.len().min(COMMIT_DIGITS)];
-            // What could not be found out in time counts as changed.
-            if commit.dirty == Some(false) { hash.to_owned() } else { format!("{hash}-dirty") }
-        });
-        text.as_deref().unwrap_or("latest").parse().expect("hexadecimal digits are a tag")
-    }
+/// A name that people can read, beside the digest that everything refers to: the commit of the folder, if there is one.
+///
+/// Without one there is no tag: `latest` may be a user's own, and pushing it would move that.
+fn tag(folder: &Path) -> Option<Tag> {
+    let commit = git::commit(folder, git::GIT_DEADLINE)?;
+    let hash = &commit.id[..commit.id.len().min(COMMIT_DIGITS)];
+    // What could not be found out in time counts as changed.
+    let text = if commit.dirty == Some(false) { hash.to_owned() } else { format!("{hash}-dirty") };
+    Some(text.parse().expect("hexadecimal digits are a tag"))
+}
+
+/// A tag for the image `id` that is nobody's own.
+fn tag_of_image(id: &str) -> String {
+    let digits = id.trim_start_matches("sha256:");
+    format!("run-{}", &digits[..digits.len().min(IMAGE_DIGITS)])
 }
 
 /// Digits of a commit that tell it from others.
 const COMMIT_DIGITS: usize = 12;
+/// Digits of an image's id that tell it from others; engines show as many.
+const IMAGE_DIGITS: usize = 12;
 
-/// User name and password for what the engine itself fetches or sends.
-fn login(
-    engine: &Engine,
-    keychain: &Keychain,
-    repository: &Repository,
-) -> Result<Option<(String, String)>, ImageError> {
+/// The login for what the engine itself fetches or sends.
+fn login(engine: &Engine, keychain: &Keychain, repository: &Repository) -> Result<Option<Login>, ImageError> {
     Ok(engine.wait(keychain.login(repository))?)
 }
 
@@ -173,7 +180,7 @@ fn build_at(
     Ok(built.id)
 }
 
-/// User names and passwords for the images that a Dockerfile stands on.
+/// The logins for the images that a Dockerfile stands on.
 fn logins(engine: &Engine, keychain: &Keychain, dockerfile: &Path) -> Result<Logins, ImageError> {
     // One that cannot be read is named when it is built.
     let text = std::fs::read_to_string(dockerfile).unwrap_or_default();
@@ -223,7 +230,7 @@ fn push(
     images: &[Image],
     repository: &Repository,
     base: Option<&Repository>,
-    tag: &Tag,
+    tag: Option<&Tag>,
     view: &mut dyn View,
 ) -> Result<Reference, ImageError> {
     let client = Client::new(settings.clone(), Keychain::from_env(&ProcessEnv))?;
@@ -233,7 +240,9 @@ fn push(
         None => Push::image(&images[0], repository),
         Some((descriptor, bytes)) => Push::index(images, descriptor, bytes, repository),
     };
-    push = push.tagged(tag.clone());
+    if let Some(tag) = tag {
+        push = push.tagged(tag.clone());
+    }
     if let Some(base) = base {
         push = push.on_base(base);
     }
@@ -266,5 +275,39 @@ fn push(
             format!("image {} pushed: {:.1} MB in {seconds:.1} s", pushed.reference, pushed.sent_bytes as f64 / 1e6)
         }
     });
+    for (tag, words) in &pushed.refused_tags {
+        view.say(&format!("warning: the registry refused the tag `{tag}`, and the image has its digest only: {words}"));
+    }
     Ok(pushed.reference)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn an_image_is_tagged_with_the_commit_and_outside_of_git_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(tag(folder.path()), None);
+        let git = |arguments: &[&str]| {
+            let mut git = Command::new("git");
+            git.arg("-C").arg(folder.path()).args(["-c", "user.name=a", "-c", "user.email=a@example.org"]);
+            assert!(git.args(arguments).stdout(Stdio::null()).status().unwrap().success(), "git {arguments:?}");
+        };
+        git(&["init", "--quiet"]);
+        git(&["commit", "--quiet", "--allow-empty", "-m", "first"]);
+        let commit = git::commit(folder.path(), git::GIT_DEADLINE).unwrap().id;
+        assert_eq!(tag(folder.path()).unwrap().to_string(), commit[..12]);
+        std::fs::write(folder.path().join("new"), "x").unwrap();
+        assert_eq!(tag(folder.path()).unwrap().to_string(), format!("{}-dirty", &commit[..12]));
+    }
+
+    #[test]
+    fn what_an_engine_pushes_outside_of_git_is_tagged_with_its_id() {
+        let id = format!("sha256:{}", "0123456789abcdef".repeat(4));
+        assert_eq!(tag_of_image(&id), "run-0123456789ab");
+        assert!(tag_of_image(&id).parse::<Tag>().is_ok());
+    }
 }
