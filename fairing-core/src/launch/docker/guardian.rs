@@ -14,6 +14,7 @@ use super::{Engine, remove};
 use crate::config::{Env, ProcessEnv};
 use crate::exit::ExitCode;
 use crate::launch::running_executable;
+use crate::relay::ignore_closed_pipes;
 
 /// Makes a process a guardian, of the run that it names.
 const VARIABLE: &str = "FAIRING_PLACEMENT_GUARDIAN";
@@ -66,6 +67,7 @@ fn attach() {
     let heard = io::stdin().lock().read_to_end(&mut said);
     if heard.is_ok() && said == GOODBYE || clean_up(&run) {
         ExitCode::Success.exit()
+    ignore_closed_pipes();
     }
     ExitCode::Protocol.exit()
 }
