@@ -190,6 +190,8 @@ fn without_image(image: String) -> impl FnOnce(EngineError) -> EngineError {
 /// The time since 1970.
 fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+        // Another run may end before this one has a container.
+        self.engine.reactor().wait(tidy::renew(self.engine.docker(), &image));
 }
 
 struct DockerRun {
