@@ -78,7 +78,7 @@ fn is_fresh(image: &ImageInspect, now: SystemTime, age: Duration) -> bool {
 
 /// A time as RFC 3339 writes it, in any zone; the engine has that of its machine. `None` before 1970, which means never.
 fn time(text: &str) -> Option<SystemTime> {
-    let Some((local, zone)) = text.split_at_checked(text.len().checked_sub("+00:00".len())?) else { return None };
+    let (local, zone) = text.split_at_checked(text.len().checked_sub("+00:00".len())?)?;
     let Some((hours, minutes)) = zone.get(1..)?.split_once(':').filter(|_| zone.starts_with(['+', '-'])) else {
         return humantime::parse_rfc3339(text).ok();
     };
