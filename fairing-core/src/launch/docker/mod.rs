@@ -132,10 +132,11 @@ impl Launcher for DockerLauncher {
         plan.check_payloads()?;
         let ending = Arc::<Ending>::default();
         let events = Events::new(events, ending.clone());
-        // First of all, so that there is no moment at which something is left to nobody.
+        // Fails before there is a guardian, which would go on removing what a second attempt makes.
+        let command = self.entrypoint()?;
+        // Before anything is made, so that there is no moment at which something is left to nobody.
         let guardian = Guardian::start(&plan.run, &self.engine).map_err(|source| LaunchError::Guardian { source })?;
         let coordinator = plan.placements[0].topology.coordinator();
-        let command = self.entrypoint()?;
         let way = Arc::new(Exec::new(self.engine.clone(), container::name(&plan.run, coordinator), command));
         let (gone, goes) = watch::channel(false);
         let mut run = DockerRun {
