@@ -12,10 +12,12 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpStream};
 use std::os::fd::OwnedFd;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
+use signal_hook::consts::SIGPIPE;
 
 use crate::config::{Env, ProcessEnv};
 use crate::exit::ExitCode;
@@ -73,6 +75,7 @@ pub(crate) fn is_asked() -> bool {
 #[ctor::ctor(unsafe)]
 fn attach() {
     let Some(request) = ProcessEnv.get(VARIABLE) else { return };
+    ignore_closed_pipes();
     match request.parse().map_err(io::Error::other).and_then(|request| run(&request)) {
         Ok(()) => ExitCode::Success.exit(),
         Err(error) => {
@@ -81,6 +84,13 @@ fn attach() {
             ExitCode::Protocol.exit()
         }
     }
+}
+
+/// Makes writing to somebody who has gone an error, as the standard library does, but only right before `main`; until then it
+/// ends the process.
+pub(crate) fn ignore_closed_pipes() {
+    // A handler that does nothing of interest is as good as ignoring. It can only fail for signals that have no handler.
+    let _ = signal_hook::flag::register(SIGPIPE, Arc::default());
 }
 
 fn run(request: &Request) -> io::Result<()> {

@@ -88,13 +88,29 @@ impl Engine {
         String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
     }
 
+    /// Stops the engine where it stands until the result is dropped; its containers go on.
+    pub(crate) fn freeze(&self) -> Frozen {
+        let is_engine = |id: &u32| {
+            let name = fs::read_to_string(format!("/proc/{id}/comm")).unwrap_or_default();
+            name.trim() == "dockerd"
+        };
+        let id =
+            children(self.first()).into_iter().find(is_engine).expect("the engine is a child of the first process");
+        let engine = rustix::process::Pid::from_raw(id.cast_signed()).unwrap();
+        rustix::process::kill_process(engine, rustix::process::Signal::STOP).unwrap();
+        Frozen(engine)
+    }
+
+    /// The first process of the engine's namespaces.
+    fn first(&self) -> u32 {
+        children(self.process.id())[0]
+    }
+
     /// Runs a program among the engine's own, in its namespaces.
     pub(crate) fn inside(&self, program: &str, arguments: &[&str]) -> std::process::Output {
-        let shell = self.process.id();
-        let children = fs::read_to_string(format!("/proc/{shell}/task/{shell}/children")).unwrap();
-        let first = children.split_whitespace().next().unwrap();
+        let first = self.first().to_string();
         let mut command = Command::new("nsenter");
-        command.args(["--target", first, "--mount", "--net", "--pid", program]).args(arguments);
+        command.args(["--target", &first, "--mount", "--net", "--pid", program]).args(arguments);
         command.output().unwrap()
     }
 
@@ -108,6 +124,22 @@ impl Engine {
         let mut importing = command.args(["-", name]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         importing.stdin.take().unwrap().write_all(archive).unwrap();
         assert!(importing.wait().unwrap().success());
+    }
+}
+
+/// The processes that `id` has started.
+fn children(id: u32) -> Vec<u32> {
+    let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+    children.split_whitespace().map(|child| child.parse().unwrap()).collect()
+}
+
+/// An engine that does not do anything until this is dropped.
+pub(crate) struct Frozen(rustix::process::Pid);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // Fails if the engine has been ended meanwhile.
+        let _ = rustix::process::kill_process(self.0, rustix::process::Signal::CONT);
     }
 }
 

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Mutex;
 use std::thread;
+use std::time::Duration;
 
 use fairing_core::image::append::{Base, Settings};
 use fairing_core::image::archive::Archive;
@@ -37,6 +38,7 @@ pub(crate) const TESTS: Tests<'_> = tests![
     build_that_fails_is_named_and_leaves_nothing_nameless,
     pushed_image_is_pulled_by_digest,
     older_images_go_unless_somebody_needs_them,
+    image_that_a_run_begins_with_outlives_the_end_of_another,
     removed_image_is_named_and_can_be_loaded_again,
     two_launchers_of_one_program_do_not_break_each_other,
     sweep_removes_what_is_left_and_nothing_that_lives,
@@ -376,10 +378,13 @@ fn pushed_image_is_pulled_by_digest() {
     assert!(exits.values().all(|exit| *exit == Exit::Code(0)), "{lines:?}");
     drop(run);
     // It can be fetched again, so it goes with the other leftovers.
-    assert_eq!(engine.tidy("pushed", "").unwrap(), [loaded.tag.as_str()]);
+    assert_eq!(engine.tidy_older("pushed", "", ANY_AGE).unwrap(), [loaded.tag.as_str()]);
     assert_eq!(images(&server), Vec::<String>::new());
     assert_eq!(left(&server), Vec::<String>::new());
 }
+
+/// However short ago an image was named.
+const ANY_AGE: Duration = Duration::ZERO;
 
 #[track_caller]
 fn refused(error: &TransferError, repository: &str) {
@@ -404,16 +409,29 @@ fn older_images_go_unless_somebody_needs_them() {
         engine.lines(&["tag", &named.id, "keep:me"]);
         engine.lines(&["create", &used.id, "/note"]).concat()
     });
-    assert_eq!(engine.tidy("tidied", &kept.id).unwrap(), [old.tag.as_str()]);
-    assert_eq!(engine.tidy("tidied", &kept.id).unwrap(), Vec::<String>::new());
+    assert_eq!(engine.tidy_older("tidied", &kept.id, ANY_AGE).unwrap(), [old.tag.as_str()]);
+    assert_eq!(engine.tidy_older("tidied", &kept.id, ANY_AGE).unwrap(), Vec::<String>::new());
     let mut expected = [&used.tag, &named.tag, &kept.tag, &other.tag].map(String::as_str);
     expected.sort_unstable();
     let mut found = with_engine(images);
     found.sort_unstable();
     assert_eq!(found, expected);
     with_engine(|engine| engine.lines(&["rm", &container]));
-    assert_eq!(engine.tidy("tidied", &kept.id).unwrap(), [used.tag.as_str()]);
+    assert_eq!(engine.tidy_older("tidied", &kept.id, ANY_AGE).unwrap(), [used.tag.as_str()]);
     remove(&["keep:me", &named.tag, &kept.tag, &other.tag]);
+    nothing_is_left();
+}
+
+fn image_that_a_run_begins_with_outlives_the_end_of_another() {
+    let (engine, layers) = (connect(), program_layers());
+    let loaded = engine.load("begun", &archive(&layers, "begun"), None, &unheard).unwrap();
+    let topology = Topology::new(1, 1);
+    let run = Run::launch(connect(), &loaded.id, &name(), topology, "look", RoleLimits::default(), vec![]).unwrap();
+    run.finish(2);
+    drop(run);
+    // No container uses it now, as between the loading and the launch.
+    assert_eq!(engine.tidy("begun", "sha256:newer").unwrap(), Vec::<String>::new());
+    assert_eq!(engine.tidy_older("begun", "sha256:newer", ANY_AGE).unwrap(), [loaded.tag.as_str()]);
     nothing_is_left();
 }
 
@@ -422,7 +440,7 @@ fn removed_image_is_named_and_can_be_loaded_again() {
     let archive = archive(&layers, "removed");
     let loaded = engine.load("removed", &archive, None, &unheard).unwrap();
     // Another launcher's run of a newer program has ended.
-    assert_eq!(engine.tidy("removed", "sha256:newer").unwrap(), [loaded.tag.as_str()]);
+    assert_eq!(engine.tidy_older("removed", "sha256:newer", ANY_AGE).unwrap(), [loaded.tag.as_str()]);
     let run = name();
     let launch = || {
         let topology = Topology::new(1, 1);
@@ -438,9 +456,9 @@ fn removed_image_is_named_and_can_be_loaded_again() {
     let (_, exits) = run.finish(2);
     assert!(exits.values().all(|exit| *exit == Exit::Code(0)));
     // An image in use is not removed.
-    assert_eq!(engine.tidy("removed", "sha256:newer").unwrap(), Vec::<String>::new());
+    assert_eq!(engine.tidy_older("removed", "sha256:newer", ANY_AGE).unwrap(), Vec::<String>::new());
     drop(run);
-    assert_eq!(engine.tidy("removed", "sha256:newer").unwrap(), [loaded.tag.as_str()]);
+    assert_eq!(engine.tidy_older("removed", "sha256:newer", ANY_AGE).unwrap(), [loaded.tag.as_str()]);
     nothing_is_left();
 }
 
@@ -478,14 +496,14 @@ fn two_launchers_of_one_program_do_not_break_each_other() {
                     let (lines, exits) = run.finish(2);
                     assert!(exits.values().all(|exit| *exit == Exit::Code(0)), "{lines:?}");
                     drop(run);
-                    engine.tidy("shared", &image).unwrap();
+                    engine.tidy_older("shared", &image, ANY_AGE).unwrap();
                 }
             });
         }
     });
     // At most the image of the last run of each.
     assert!((1..=2).contains(&with_engine(images).len()));
-    connect().tidy("shared", "").unwrap();
+    connect().tidy_older("shared", "", ANY_AGE).unwrap();
     assert_eq!(with_engine(images), Vec::<String>::new());
     nothing_is_left();
 }
@@ -535,7 +553,9 @@ fn sweep_removes_what_is_left_and_nothing_that_lives() {
         engine.lines(&["rm", "just-made-worker-0"]);
         engine.lines(&["network", "rm", "just-made", "mine"]);
     });
-    let swept = engine.sweep().unwrap();
+    with_engine(|engine| engine.lines(&["tag", &image.tag, &image.tag]));
+    assert!(engine.sweep().unwrap().images.is_empty(), "somebody may be about to use it");
+    let swept = engine.sweep_older(ANY_AGE).unwrap();
     let expected =
         format!("removed 1 image that nothing uses: `{}`\nleft the run `{living}` alone: it is alive", image.tag);
     assert_eq!(swept.to_string(), expected);

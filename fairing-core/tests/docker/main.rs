@@ -21,6 +21,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use fairing_core::exit::ExitCode;
 use fairing_core::launch::docker::{DockerLauncher, Engine as Connection, Limits, RoleLimits};
 use fairing_core::launch::{LaunchError, LaunchPlan, Launched, Launcher, Program, ReplicaEvent};
 use fairing_core::lifeline;
@@ -60,8 +61,11 @@ const TESTS: harness::Tests<'_> = tests![
     killed_container_is_reported_and_others_go_on,
     restarted_replica_takes_its_place,
     relay_skips_what_the_program_prints,
+    relay_without_a_launcher_says_so,
+    coordinator_that_cannot_be_reached_is_named,
     launcher_killed_leaves_nothing,
     engine_that_goes_away_ends_the_run,
+    frozen_engine_ends_the_run,
     two_runs_do_not_see_each_other,
 ];
 
@@ -458,10 +462,62 @@ fn relay_skips_what_the_program_prints() {
     nothing_is_left();
 }
 
+fn relay_without_a_launcher_says_so() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut relay = Command::new("/proc/self/exe")
+        .env("FAIRING_PLACEMENT_RELAY", format!("{port} nonce"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(relay.stdout.take());
+    let mut stream = None;
+    eventually("the relay connects", || listener.accept().map(|(accepted, _)| stream = Some(accepted)).is_ok());
+    let mut stream = stream.unwrap();
+    stream.set_nonblocking(false).unwrap();
+    while stream.write_all(&[0; 1 << 16]).is_ok() {}
+    let relay = relay.wait_with_output().unwrap();
+    let said = String::from_utf8(relay.stderr).unwrap();
+    assert!(said.starts_with("fairing: the relay failed: Broken pipe"), "{:?} {said}", relay.status);
+    assert_eq!(relay.status.code(), Some(ExitCode::Protocol.code().into()));
+}
+
+fn coordinator_that_cannot_be_reached_is_named() {
+    let run_name = name();
+    let run = Run::with(&run_name, Topology::new(1, 1), "sleep", RoleLimits::default(), vec![]);
+    (0..2).for_each(|_| _ = run.line());
+    let coordinator = format!("{run_name}-ps-0");
+    // No engine starts a second program in a container that is paused.
+    with_engine(|engine| engine.lines(&["pause", &coordinator]));
+    let way = run.launched.way();
+    let mut said = None;
+    eventually("the reason is said", || {
+        assert!(way.connect().is_err());
+        said = run.events.try_recv().ok();
+        said.is_some()
+    });
+    // Once is enough.
+    assert!(way.connect().is_err());
+    with_engine(|engine| engine.lines(&["unpause", &coordinator]));
+    run.launched.kill(Replica::worker(0));
+    let (lines, _) = run.finish(1);
+    assert_eq!(lines, []);
+    let Some(ReplicaEvent::Line { replica, stream, text }) = said else { panic!("{said:?}") };
+    assert_eq!((replica, stream), (Replica::ps(0), Stream::Stderr));
+    let expected = "fairing: the coordinator cannot be reached through the engine: ";
+    assert!(text.starts_with(expected) && text.contains("paused"), "{text}");
+    drop(run);
+    nothing_is_left();
+}
+
 fn launcher_killed_leaves_nothing() {
     let host = with_engine(Engine::host);
+    let run_name = name();
     let mut launcher: Child = Command::new("/proc/self/exe")
-        .args(["launcher", &name(), "sleep"])
+        .args(["launcher", &run_name, "sleep"])
         .env("DOCKER_HOST", host)
         .stdout(Stdio::piped())
         .spawn()
@@ -477,6 +533,11 @@ fn launcher_killed_leaves_nothing() {
     launcher.kill().unwrap();
     launcher.wait().unwrap();
     eventually("nothing is left of the run", || with_engine(left).is_empty());
+    // The engine may have been making something, and finish it only now.
+    thread::sleep(Duration::from_secs(5));
+    let label = format!("--label=fairing.dev/run={run_name}");
+    with_engine(|engine| engine.lines(&["network", "create", &label, &run_name]));
+    eventually("what was made late is removed as well", || with_engine(left).is_empty());
 }
 
 fn engine_that_goes_away_ends_the_run() {
@@ -502,6 +563,27 @@ fn engine_that_goes_away_ends_the_run() {
     let left = run.launched.end();
     assert!(left.len() == 1 && left[0].contains("may be left at"), "{left:?}");
     assert_eq!(other.launched.end(), Vec::<String>::new());
+}
+
+fn frozen_engine_ends_the_run() {
+    let engine = Engine::start();
+    load_image(&engine);
+    let connection = Connection::connect(&BTreeMap::from([("DOCKER_HOST".to_owned(), engine.host())])).unwrap();
+    let topology = Topology::new(1, 1);
+    let launched = Run::launch(connection, IMAGE, &name(), topology, "sleep", RoleLimits::default(), vec![]);
+    let mut run = launched.unwrap();
+    (0..2).for_each(|_| _ = run.line());
+    let frozen = engine.freeze();
+    run.launched.kill(Replica::worker(0));
+    assert!(run.events.try_recv().is_err(), "killing waits for nobody");
+    let (lines, exits) = run.finish(2);
+    assert!(exits.values().all(|exit| *exit == Exit::Code(-1)), "{exits:?}");
+    let expected = "fairing: how its container ended was not seen: the engine does not answer";
+    assert!(lines.len() == 2 && lines.iter().all(|line| line.2.starts_with(expected)), "{lines:?}");
+    let not_removed = run.launched.end();
+    assert!(not_removed.len() == 1 && not_removed[0].contains("may be left at"), "{not_removed:?}");
+    drop(frozen);
+    eventually("the guardian cleans up", || left(&engine).is_empty());
 }
 
 fn two_runs_do_not_see_each_other() {

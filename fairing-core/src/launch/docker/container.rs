@@ -31,7 +31,8 @@ const USER: &str = "65532:65532";
 /// Processes and threads of a replica: enough for any thread pool, too few to harm the machine.
 const MOST_PROCESSES: i64 = 4096;
 
-/// The folder for temporary files, the only one that can be written to.
+/// The folder for temporary files: the only one that a program may fill, beside the engine's own 64 MiB of shared memory at
+/// `/dev/shm`.
 const TEMPORARY: (&str, &str) = ("/tmp", "rw,nosuid,nodev,noexec,mode=1777,size=256m");
 
 /// What one replica may use of the machine.
@@ -150,7 +151,7 @@ pub fn describe(plan: &LaunchPlan, image: &str, limits: &RoleLimits) -> String {
         let cpu = millicores.map_or("all cores".to_owned(), |millicores| format!("{} cores", millicores as f64 / 1e3));
         let memory = memory_bytes.map_or("all memory".to_owned(), |bytes| format!("{} MiB of memory", bytes >> 20));
         text += &format!("container {}: {image}, {cpu}, {memory}\n", name(&plan.run, replica));
-        text += "  user 65532, read-only but for /tmp, no capabilities, no new privileges, no published port\n";
+        text += "  user 65532, read-only but for /tmp and /dev/shm, no capabilities, no new privileges, no published port\n";
         let arguments: Vec<_> = plan.program.arguments.iter().map(|argument| argument.to_string_lossy()).collect();
         if !arguments.is_empty() {
             text += &format!("  arguments {}\n", arguments.join(" "));

@@ -14,6 +14,7 @@ use super::{Engine, remove};
 use crate::config::{Env, ProcessEnv};
 use crate::exit::ExitCode;
 use crate::launch::running_executable;
+use crate::relay::ignore_closed_pipes;
 
 /// Makes a process a guardian, of the run that it names.
 const VARIABLE: &str = "FAIRING_PLACEMENT_GUARDIAN";
@@ -24,8 +25,12 @@ const GOODBYE: &[u8] = b"goodbye";
 /// How long a guardian tries; an engine that is restarted takes seconds.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Time between two looks. Something may still be on its way into being when the launcher dies.
+/// Time between two looks.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// How long nothing must have been found. An engine goes on with what it was asked for when whoever asked is dead or does not
+/// wait any longer, and a busy one takes tens of seconds for it.
+const CLEAN: Duration = Duration::from_secs(30);
 
 /// The launcher's end of a guardian. Dropping it without [`Guardian::dismiss`] is the launcher's death.
 pub(super) struct Guardian(Child);
@@ -62,6 +67,7 @@ impl Guardian {
 #[ctor::ctor(unsafe)]
 fn attach() {
     let Some(run) = ProcessEnv.get(VARIABLE) else { return };
+    ignore_closed_pipes();
     let mut said = Vec::new();
     let heard = io::stdin().lock().read_to_end(&mut said);
     if heard.is_ok() && said == GOODBYE || clean_up(&run) {
@@ -70,18 +76,22 @@ fn attach() {
     ExitCode::Protocol.exit()
 }
 
-/// Removes what there is of `run` until two looks in a row have found nothing.
+/// Removes what there is of `run` until nothing has been found for [`CLEAN`].
 fn clean_up(run: &str) -> bool {
     let deadline = Instant::now() + PATIENCE;
-    let mut clean = 0;
-    while clean < 2 && Instant::now() < deadline {
+    let mut clean_since = None;
+    while Instant::now() < deadline {
         let removed = Engine::connect(&ProcessEnv)
             .and_then(|engine| engine.reactor().wait(async { remove(engine.docker(), run).await }));
         match removed {
-            Ok(removed) if removed.is_empty() => clean += 1,
-            _ => clean = 0,
+            Ok(removed) if removed.is_empty() => {
+                if clean_since.get_or_insert_with(Instant::now).elapsed() >= CLEAN {
+                    return true;
+                }
+            }
+            _ => clean_since = None,
         }
         thread::sleep(PAUSE);
     }
-    clean == 2
+    false
 }

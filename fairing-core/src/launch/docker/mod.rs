@@ -31,6 +31,7 @@ mod tidy;
 mod way;
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -45,7 +46,7 @@ use bollard::query_parameters as query;
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::events::{Ending, Events, LastLines};
@@ -72,6 +73,19 @@ const END_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long the engine may take to say how a container ended after its output has: longer only if it is gone.
 const VERDICT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Pause between two looks whether the engine is still there.
+const PULSE: Duration = Duration::from_secs(5);
+
+/// How long the engine may take to answer such a look, which costs it nothing; a busy one has taken a second.
+const PULSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// So many looks in a row without an answer, and the engine is gone: together more than ten seconds, within which any part
+/// of a run must show that it lives.
+const MOST_MISSED: u32 = 2;
+
+/// How long the engine may take to kill a container, beyond which the run goes on without knowing.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long it takes at most until the engine has heard that a container which has ended ran out of memory.
 const NOTED: Duration = Duration::from_secs(1);
@@ -118,11 +132,13 @@ impl Launcher for DockerLauncher {
         plan.check_payloads()?;
         let ending = Arc::<Ending>::default();
         let events = Events::new(events, ending.clone());
-        // First of all, so that there is no moment at which something is left to nobody.
+        // Fails before there is a guardian, which would go on removing what a second attempt makes.
+        let command = self.entrypoint()?;
+        // Before anything is made, so that there is no moment at which something is left to nobody.
         let guardian = Guardian::start(&plan.run, &self.engine).map_err(|source| LaunchError::Guardian { source })?;
         let coordinator = plan.placements[0].topology.coordinator();
-        let command = self.entrypoint()?;
         let way = Arc::new(Exec::new(self.engine.clone(), container::name(&plan.run, coordinator), command));
+        let (gone, goes) = watch::channel(false);
         let mut run = DockerRun {
             engine: self.engine.clone(),
             image: self.image,
@@ -132,12 +148,16 @@ impl Launcher for DockerLauncher {
             members: Vec::new(),
             ending,
             guardian: Some(guardian),
+            unsettled: false,
+            pulse: self.engine.reactor().spawn(pulse(self.engine.docker().clone(), gone)),
+            goes,
             way,
         };
         // From here on a failure drops `run`, which removes what there is.
         let network = container::network(&plan.run, now());
         let created = self.engine.docker().create_network(network);
-        self.engine.call(&format!("create the network `{}`", plan.run), created)?;
+        let created = self.engine.call(&format!("create the network `{}`", plan.run), created);
+        created.map_err(|error| run.settle(error.into()))?;
         let members = thread::scope(|scope| {
             let start = |(placement, payload): (&Placement, &Vec<u8>)| {
                 let (run, events, payload) = (&run, events.clone(), lifeline::frame(payload));
@@ -152,7 +172,10 @@ impl Launcher for DockerLauncher {
         for member in members {
             match member {
                 Ok(member) => run.members.push(member),
-                Err(error) => _ = failure.get_or_insert(error),
+                Err(error) => {
+                    let error = run.settle(error);
+                    failure.get_or_insert(error);
+                }
             }
         }
         match failure {
@@ -168,6 +191,8 @@ impl DockerLauncher {
         let inspected = self.engine.docker().inspect_image(&self.image);
         let image = self.engine.call(&format!("look at the image `{}`", self.image), inspected);
         let image = image.map_err(without_image(self.image.clone()))?;
+        // Another run may end before this one has a container.
+        self.engine.reactor().wait(tidy::renew(self.engine.docker(), &image));
         let config = image.config.unwrap_or_default();
         let command = config.entrypoint.filter(|command| !command.is_empty()).or(config.cmd).unwrap_or_default();
         if command.is_empty() {
@@ -203,7 +228,28 @@ struct DockerRun {
     ending: Arc<Ending>,
     /// Given up when nothing is left.
     guardian: Option<Guardian>,
+    /// Whether the engine may still be making something that it was asked for, without having said so in time.
+    unsettled: bool,
+    /// Looks whether the engine is still there.
+    pulse: JoinHandle<()>,
+    /// True once it is not.
+    goes: watch::Receiver<bool>,
     way: Arc<Exec>,
+}
+
+/// Asks the engine again and again whether it is there, and says in `gone` that it is not. An engine that is frozen, or whose
+/// machine has lost its power, ends no connection: without this, whoever reads from one would wait for ever.
+async fn pulse(docker: Docker, gone: watch::Sender<bool>) {
+    let mut missed = 0;
+    while missed < MOST_MISSED {
+        tokio::time::sleep(PULSE).await;
+        match tokio::time::timeout(PULSE_TIMEOUT, docker.ping()).await {
+            // Even a refusal is an answer.
+            Ok(Ok(_) | Err(Error::DockerResponseServerError { .. })) => missed = 0,
+            _ => missed += 1,
+        }
+    }
+    gone.send_replace(true);
 }
 
 /// One replica's container and what is attached to it. Dropping it closes the replica's standard input, which ends it.
@@ -211,20 +257,20 @@ struct Member {
     replica: Replica,
     id: String,
     last_lines: Arc<LastLines>,
-    /// Holds the replica's standard input, its lifeline.
-    input: JoinHandle<()>,
+    /// Its end closes the replica's standard input, which is its lifeline.
+    _lifeline: oneshot::Sender<Infallible>,
     doomed: watch::Sender<bool>,
-}
-
-impl Drop for Member {
-    fn drop(&mut self) {
-        self.input.abort();
-    }
 }
 
 impl DockerRun {
     fn member(&self, replica: Replica) -> Option<&Member> {
         self.members.iter().find(|member| member.replica == replica)
+    }
+
+    /// Notes whether the engine may still do what it was asked to do and did not do in time.
+    fn settle(&mut self, error: LaunchError) -> LaunchError {
+        self.unsettled |= matches!(&error, LaunchError::Engine(error) if error.is_silence());
+        error
     }
 
     /// Creates the container of a replica, attaches to it, starts it and gives it its payload.
@@ -242,7 +288,9 @@ impl DockerRun {
         let AttachContainerResults { output, input } = attached;
         let last_lines = Arc::<LastLines>::default();
         let (doomed, doom) = watch::channel(false);
-        let input = self.engine.reactor().spawn(feed(input, payload));
+        let (lifeline, cut) = oneshot::channel();
+        self.engine.reactor().spawn(feed(input, payload, cut));
+        let is_coordinator = replica == placement.topology.coordinator();
         let watcher = Watcher {
             engine: self.engine.clone(),
             replica,
@@ -250,10 +298,12 @@ impl DockerRun {
             last_lines: last_lines.clone(),
             events,
             doom,
+            goes: self.goes.clone(),
+            trouble: is_coordinator.then(|| self.way.trouble()),
             memory_bytes: self.limits.of(replica.role).memory_bytes,
         };
         // Made first, so that a failure to start the thread ends the replica.
-        let member = Member { replica, id, last_lines, input, doomed };
+        let member = Member { replica, id, last_lines, _lifeline: lifeline, doomed };
         let thread = thread::Builder::new().name(format!("{}-io", replica.file_name()));
         thread.spawn(move || watcher.run(output)).map_err(|source| LaunchError::Watch { replica, source })?;
         Ok(member)
@@ -278,13 +328,21 @@ async fn create(
     Ok((id, attached))
 }
 
-/// Gives a replica its payload and then holds its standard input open.
-async fn feed(mut input: Pin<Box<dyn AsyncWrite + Send>>, payload: Vec<u8>) {
-    // A replica that ends before it has taken its payload says by its end what there is to say.
-    let _ = input.write_all(&payload).await;
-    let _ = input.flush().await;
-    drop(payload);
-    std::future::pending().await
+/// Gives a replica its payload and then holds its standard input open until `cut`.
+async fn feed(mut input: Pin<Box<dyn AsyncWrite + Send>>, payload: Vec<u8>, mut cut: oneshot::Receiver<Infallible>) {
+    let give = async {
+        // A replica that ends before it has taken its payload says by its end what there is to say.
+        let _ = input.write_all(&payload).await;
+        let _ = input.flush().await;
+        drop(payload);
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = give => {}
+        _ = &mut cut => {}
+    }
+    // Dropping it would do nothing: what reads the replica's output holds the same connection. A frozen engine takes no end.
+    let _ = tokio::time::timeout(KILL_TIMEOUT, input.shutdown()).await;
 }
 
 impl Launched for DockerRun {
@@ -298,9 +356,13 @@ impl Launched for DockerRun {
         for member in &self.members {
             member.doomed.send_replace(true);
         }
-        let removing = async { tokio::time::timeout(END_TIMEOUT, remove(self.engine.docker(), &self.run)).await };
+        // One that has not answered for long is not waited for long again; the guardian has more patience.
+        let timeout = if *self.goes.borrow() { PULSE_TIMEOUT } else { END_TIMEOUT };
+        let removing = async { tokio::time::timeout(timeout, remove(self.engine.docker(), &self.run)).await };
         let removed = self.engine.reactor().wait(removing);
         let reason = match removed {
+            // What the engine makes late could not be found; without a goodbye the guardian looks for it a while longer.
+            Ok(Ok(_)) if self.unsettled => return Vec::new(),
             Ok(Ok(_)) => {
                 guardian.dismiss();
                 if let Some((program, kept)) = &self.tidied {
@@ -310,7 +372,7 @@ impl Launched for DockerRun {
                 return Vec::new();
             }
             Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("the engine did not remove it within {} s", END_TIMEOUT.as_secs()),
+            Err(_) => format!("the engine did not remove it within {} s", timeout.as_secs()),
         };
         // Without a goodbye the guardian tries on, also after this process has ended.
         drop(guardian);
@@ -319,11 +381,14 @@ impl Launched for DockerRun {
 
     fn kill(&self, replica: Replica) {
         let Some(member) = self.member(replica) else { return };
-        let options = query::KillContainerOptionsBuilder::default().signal("SIGKILL").build();
-        let killed = self.engine.docker().kill_container(&member.id, Some(options));
-        // Fails if it has ended, or if the engine is gone; the watcher of the container waits for either.
-        let _ = self.engine.call("kill a container", killed);
+        // First, since from now on the watcher of the container does not wait for ever.
         member.doomed.send_replace(true);
+        let (docker, id) = (self.engine.docker().clone(), member.id.clone());
+        self.engine.reactor().spawn(async move {
+            let options = query::KillContainerOptionsBuilder::default().signal("SIGKILL").build();
+            // Fails if it has ended, or if the engine is gone; the watcher waits for either.
+            let _ = tokio::time::timeout(KILL_TIMEOUT, docker.kill_container(&id, Some(options))).await;
+        });
     }
 
     fn restart(
@@ -342,7 +407,8 @@ impl Launched for DockerRun {
             _ => {}
         }
         let events = Events::new(events, self.ending.clone());
-        let member = self.start(plan, placement, lifeline::frame(payload), events)?;
+        let member = self.start(plan, placement, lifeline::frame(payload), events);
+        let member = member.map_err(|error| self.settle(error))?;
         self.members.push(member);
         Ok(())
     }
@@ -359,6 +425,7 @@ impl Launched for DockerRun {
 impl Drop for DockerRun {
     fn drop(&mut self) {
         self.end();
+        self.pulse.abort();
     }
 }
 
@@ -369,28 +436,41 @@ struct Watcher {
     id: String,
     last_lines: Arc<LastLines>,
     events: Events,
-    /// Set when the container was killed from here.
+    /// Set when the container is about to be killed from here.
     doom: watch::Receiver<bool>,
+    /// Set when the engine does not answer any more.
+    goes: watch::Receiver<bool>,
+    /// Of the coordinator's container: why it cannot be reached.
+    trouble: Option<watch::Receiver<Option<String>>>,
     memory_bytes: Option<u64>,
 }
 
 impl Watcher {
-    fn run(self, mut output: Pin<Box<dyn futures_util::Stream<Item = Result<LogOutput, Error>> + Send>>) {
-        let mut doom = self.doom.clone();
-        let mut given_up = Box::pin(async move {
-            // An error means that the launcher has dropped the container, which is as much as its end.
-            let _ = doom.wait_for(|doomed| *doomed).await;
-            tokio::time::sleep(VERDICT_TIMEOUT).await;
-        });
+    fn run(mut self, mut output: Pin<Box<dyn futures_util::Stream<Item = Result<LogOutput, Error>> + Send>>) {
+        let mut given_up = Box::pin(given_up(self.doom.clone(), self.goes.clone()));
+        let mut trouble = self.trouble.take();
         let engine = self.engine.clone();
         let mut lines = [Lines::default(), Lines::default()];
+        let mut unseen = None;
         loop {
             let next = engine.reactor().here(async {
                 tokio::select! {
-                    next = output.next() => next,
-                    () = &mut given_up => None,
+                    next = output.next() => Next::Output(next),
+                    reason = &mut given_up => Next::GivenUp(reason),
+                    text = next_trouble(&mut trouble) => Next::Trouble(text),
                 }
             });
+            let next = match next {
+                Next::Output(next) => next,
+                Next::GivenUp(reason) => {
+                    unseen = Some(reason);
+                    break;
+                }
+                Next::Trouble(text) => {
+                    self.say(&text);
+                    continue;
+                }
+            };
             let (stream, bytes) = match next {
                 Some(Ok(LogOutput::StdOut { message } | LogOutput::Console { message })) => (Stream::Stdout, message),
                 Some(Ok(LogOutput::StdErr { message })) => (Stream::Stderr, message),
@@ -405,12 +485,15 @@ impl Watcher {
                 self.deliver(stream, text);
             }
         }
-        let end = engine.reactor().here(async {
-            tokio::select! {
-                end = self.verdict() => end,
-                () = &mut given_up => Err("the engine did not say how it ended".to_owned()),
-            }
-        });
+        let end = match unseen {
+            Some(reason) => Err(reason),
+            None => engine.reactor().here(async {
+                tokio::select! {
+                    end = self.verdict() => end,
+                    reason = &mut given_up => Err(reason),
+                }
+            }),
+        };
         let exit = match end {
             Ok(Verdict { exit, out_of_memory }) => {
                 if out_of_memory {
@@ -472,6 +555,47 @@ impl Watcher {
         let mut events = Box::pin(self.engine.docker().events(Some(options)));
         matches!(tokio::time::timeout(NOTED, events.next()).await, Ok(Some(Ok(_))))
     }
+}
+
+/// What a watcher hears of.
+enum Next {
+    /// A piece of output; `None` at its end.
+    Output(Option<Result<LogOutput, Error>>),
+    /// The way to the coordinator fails, in words.
+    Trouble(String),
+    /// Nothing more can be expected, for this reason.
+    GivenUp(String),
+}
+
+/// Returns why there is no use in waiting for the engine any longer, once that is so.
+async fn given_up(mut doom: watch::Receiver<bool>, mut goes: watch::Receiver<bool>) -> String {
+    let ended = async {
+        // An error means that the launcher has dropped the container, which is as much as its end.
+        let _ = doom.wait_for(|doomed| *doomed).await;
+        tokio::time::sleep(VERDICT_TIMEOUT).await;
+    };
+    let gone = async {
+        if goes.wait_for(|gone| *gone).await.is_err() {
+            // Nobody looks any more: the run is over, and the container with it.
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        () = ended => "the engine did not say how it ended".to_owned(),
+        () = gone => format!("the engine does not answer, {MOST_MISSED} times within {} s", PULSE_TIMEOUT.as_secs()),
+    }
+}
+
+/// The next thing to be said of the way to the coordinator.
+async fn next_trouble(trouble: &mut Option<watch::Receiver<Option<String>>>) -> String {
+    if let Some(trouble) = trouble {
+        while trouble.changed().await.is_ok() {
+            if let Some(text) = trouble.borrow_and_update().clone() {
+                return text;
+            }
+        }
+    }
+    std::future::pending().await
 }
 
 struct Verdict {

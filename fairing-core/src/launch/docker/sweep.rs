@@ -11,7 +11,7 @@ use bollard::query_parameters as query;
 use super::build::UNFINISHED;
 use super::container::{CREATED_LABEL, MANAGER_LABEL, RUN_LABEL};
 use super::engine::{Engine, EngineError, in_time};
-use super::tidy::{is_labelled, is_own_name, remove_unused, tags};
+use super::tidy::{FRESH, is_labelled, is_own_name, remove_unused, tags};
 use super::{now, remove};
 use crate::config::ProcessEnv;
 
@@ -80,7 +80,8 @@ impl fmt::Display for Swept {
 ///
 /// Runs clean up after themselves, also when they fail or are killed. This is for what is left when engine and launcher went
 /// away together, and for the disk space of images: those of programs that no container uses, and bases that were fetched
-/// for them. A run that is alive is left alone: one of which a container runs, or something is younger than a minute.
+/// for them. A run that is alive is left alone: one of which a container runs, or something is younger than a minute; so is an
+/// image that was named less than ten minutes ago.
 ///
 /// # Errors
 ///
@@ -96,11 +97,17 @@ impl Engine {
     ///
     /// [`EngineError`]
     pub fn sweep(&self) -> Result<Swept, EngineError> {
-        self.reactor().wait(async { sweep_all(self.docker()).await })
+        self.sweep_older(FRESH)
+    }
+
+    /// As [`Engine::sweep`], with another age of images than ten minutes.
+    #[doc(hidden)]
+    pub fn sweep_older(&self, age: Duration) -> Result<Swept, EngineError> {
+        self.reactor().wait(async { sweep_all(self.docker(), age).await })
     }
 }
 
-async fn sweep_all(docker: &Docker) -> Result<Swept, EngineError> {
+async fn sweep_all(docker: &Docker, age: Duration) -> Result<Swept, EngineError> {
     let mut swept = Swept::default();
     for (run, found) in find(docker).await? {
         if found.is_alive(now()) {
@@ -117,7 +124,7 @@ async fn sweep_all(docker: &Docker) -> Result<Swept, EngineError> {
         let has_only_own_names = tags(image).next().is_some() && tags(image).all(is_own_name);
         is_labelled(image) || has_only_own_names && (!image.repo_digests.is_empty() || tags(image).any(is_unfinished))
     };
-    match remove_unused(docker, is_ours).await {
+    match remove_unused(docker, is_ours, age).await {
         Ok(images) => swept.images = images,
         Err(error) => swept.failures.push(format!("images: {error}")),
     }

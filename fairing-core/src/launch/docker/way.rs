@@ -2,7 +2,8 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use bollard::container::LogOutput;
 use bollard::errors::Error;
@@ -10,10 +11,12 @@ use bollard::exec::StartExecResults;
 use bollard::models::ExecConfig;
 use futures_util::{Stream, StreamExt as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::watch;
 
 use super::container::PORT;
 use super::{Engine, EngineError, in_time};
 use crate::launch::Way;
+use crate::launch::events::lock;
 use crate::relay::{Request, VARIABLE};
 
 /// How long a relay may take until it has connected to the coordinator; more than the relay's own patience.
@@ -28,17 +31,46 @@ const MOST_SKIPPED: usize = 64 << 20;
 /// Bytes of what a failed relay wrote that are kept for the error.
 const KEPT_BYTES: usize = 4 << 10;
 
+/// How long relays may fail before it is said: a replica that starts on a busy machine takes seconds until it listens.
+const QUIET: Duration = Duration::from_secs(10);
+
 /// Starts relays in the container of the coordinator.
 pub(super) struct Exec {
     engine: Engine,
     container: String,
     command: Vec<String>,
+    /// Since when every relay has failed.
+    failing: Mutex<Option<Instant>>,
+    /// What there is to be said of it, once.
+    trouble: watch::Sender<Option<String>>,
 }
 
 impl Exec {
     /// `command` runs the program in the container.
     pub(super) fn new(engine: Engine, container: String, command: Vec<String>) -> Self {
-        Self { engine, container, command }
+        Self { engine, container, command, failing: Mutex::default(), trouble: watch::Sender::new(None) }
+    }
+
+    /// Hears once why the coordinator cannot be reached, if it cannot for long.
+    pub(super) fn trouble(&self) -> watch::Receiver<Option<String>> {
+        self.trouble.subscribe()
+    }
+
+    /// Whoever connects tries again and again and asks for no reason, so the last one is kept for who reads the run's output.
+    fn note(&self, begun: Instant, result: &io::Result<()>) {
+        let mut failing = lock(&self.failing);
+        let Err(error) = result else {
+            *failing = None;
+            return;
+        };
+        if failing.get_or_insert(begun).elapsed() >= QUIET {
+            let text = format!("fairing: the coordinator cannot be reached through the engine: {error}");
+            self.trouble.send_if_modified(|said| {
+                let is_first = said.is_none();
+                said.get_or_insert(text);
+                is_first
+            });
+        }
     }
 }
 
@@ -47,8 +79,10 @@ impl Way for Exec {
         let nonce = nonce()?;
         let (near, far) = UnixStream::pair()?;
         far.set_nonblocking(true)?;
-        self.engine.reactor().wait(self.relay(nonce, far))?;
-        Ok(near)
+        let begun = Instant::now();
+        let relayed = self.engine.reactor().wait(self.relay(nonce, far));
+        self.note(begun, &relayed);
+        relayed.map(|()| near)
     }
 }
 
