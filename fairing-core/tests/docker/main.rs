@@ -53,6 +53,7 @@ fn main() {
 
 const TESTS: harness::Tests<'_> = tests![
     lines_and_exits_come_back,
+    image_with_a_mere_command_gets_the_arguments_too,
     bare_image_has_what_a_program_needs,
     replicas_reach_each_other_by_name_and_nothing_else,
     payload_arrives_by_standard_input_and_nowhere_else,
@@ -89,8 +90,12 @@ fn with_engine<T>(use_it: impl FnOnce(&Engine) -> T) -> T {
 
 const IMAGE: &str = "fairing-tests/launcher";
 
-/// This program and its libraries, on an empty base.
 fn load_image(engine: &Engine) {
+    engine.import(&archive(), &["ENTRYPOINT [\"/app\"]"], IMAGE);
+}
+
+/// This program and its libraries, on an empty base.
+fn archive() -> Vec<u8> {
     let program = fs::canonicalize("/proc/self/exe").unwrap();
     let listed = Command::new("ldd").arg(&program).output().unwrap();
     let libraries = String::from_utf8(listed.stdout).unwrap();
@@ -101,7 +106,7 @@ fn load_image(engine: &Engine) {
     for library in libraries {
         archive.append_path_with_name(fs::canonicalize(library).unwrap(), &library[1..]).unwrap();
     }
-    engine.import(&archive.into_inner().unwrap(), &["ENTRYPOINT [\"/app\"]"], IMAGE);
+    archive.into_inner().unwrap()
 }
 
 // The parts that the program plays.
@@ -335,6 +340,14 @@ fn nothing_is_left() {
 }
 
 // The tests.
+
+fn image_with_a_mere_command_gets_the_arguments_too() {
+    const COMMAND_ONLY: &str = "fairing-tests/command";
+    with_engine(|engine| engine.import(&archive(), &["CMD [\"/app\"]"], COMMAND_ONLY));
+    let run = Run::of_image(COMMAND_ONLY, &name(), Topology::new(1, 1), "lines", RoleLimits::default(), vec![]);
+    let (lines, exits) = run.finish(2);
+    assert_eq!(exits[&Replica::worker(0)], Exit::Code(0), "{lines:?}");
+}
 
 fn lines_and_exits_come_back() {
     let mut run = Run::start(Topology::new(2, 1), "lines");

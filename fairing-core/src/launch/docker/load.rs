@@ -11,6 +11,7 @@ use super::build::{BuildError, Dockerfile, Logins};
 use super::container::MANAGER_LABEL;
 use super::engine::{Engine, EngineError, in_time};
 use super::stream::{ExchangeError, exchange};
+use super::tidy::renew;
 use crate::image::StreamError;
 use crate::image::archive::Archive;
 
@@ -155,7 +156,11 @@ impl Engine {
     fn loaded(&self, tag: &str, archive: &Archive<'_>) -> Result<Option<String>, EngineError> {
         let inspected = self.call(&format!("look for the image `{tag}`"), self.docker().inspect_image(tag));
         match inspected {
-            Ok(image) if is_of(&image, archive) => Ok(image.id),
+            Ok(image) if is_of(&image, archive) => {
+                // Another run of the program may end before this one begins.
+                self.reactor().wait(renew(self.docker(), &image));
+                Ok(image.id)
+            }
             Err(error) if !error.is_absence() => Err(error),
             _ => Ok(None),
         }

@@ -133,17 +133,18 @@ impl Launcher for DockerLauncher {
         let ending = Arc::<Ending>::default();
         let events = Events::new(events, ending.clone());
         // Fails before there is a guardian, which would go on removing what a second attempt makes.
-        let command = self.entrypoint()?;
+        let (command, is_entrypoint) = self.entrypoint()?;
         // Before anything is made, so that there is no moment at which something is left to nobody.
         let guardian = Guardian::start(&plan.run, &self.engine).map_err(|source| LaunchError::Guardian { source })?;
         let coordinator = plan.placements[0].topology.coordinator();
-        let way = Arc::new(Exec::new(self.engine.clone(), container::name(&plan.run, coordinator), command));
+        let way = Arc::new(Exec::new(self.engine.clone(), container::name(&plan.run, coordinator), command.clone()));
         let (gone, goes) = watch::channel(false);
         let mut run = DockerRun {
             engine: self.engine.clone(),
             image: self.image,
             limits: self.limits,
             tidied: self.tidied,
+            entrypoint: (!is_entrypoint).then_some(command),
             run: plan.run.clone(),
             members: Vec::new(),
             ending,
@@ -186,19 +187,20 @@ impl Launcher for DockerLauncher {
 }
 
 impl DockerLauncher {
-    /// What the image runs, for the relay.
-    fn entrypoint(&self) -> Result<Vec<String>, LaunchError> {
+    /// What the image runs, and whether that is its entry point: arguments would take the place of a mere command.
+    fn entrypoint(&self) -> Result<(Vec<String>, bool), LaunchError> {
         let inspected = self.engine.docker().inspect_image(&self.image);
         let image = self.engine.call(&format!("look at the image `{}`", self.image), inspected);
         let image = image.map_err(without_image(self.image.clone()))?;
         // Another run may end before this one has a container.
         self.engine.reactor().wait(tidy::renew(self.engine.docker(), &image));
         let config = image.config.unwrap_or_default();
-        let command = config.entrypoint.filter(|command| !command.is_empty()).or(config.cmd).unwrap_or_default();
-        if command.is_empty() {
-            return Err(LaunchError::NoEntrypoint { image: self.image.clone() });
+        let named = |command: Option<Vec<String>>| command.filter(|command| !command.is_empty());
+        match (named(config.entrypoint), named(config.cmd)) {
+            (Some(entrypoint), _) => Ok((entrypoint, true)),
+            (None, Some(command)) => Ok((command, false)),
+            (None, None) => Err(LaunchError::NoEntrypoint { image: self.image.clone() }),
         }
-        Ok(command)
     }
 }
 
@@ -223,6 +225,8 @@ struct DockerRun {
     limits: RoleLimits,
     /// The program of which older images are removed in the end, and the id of the one that stays.
     tidied: Option<(String, String)>,
+    /// What the image runs, where that is not its entry point.
+    entrypoint: Option<Vec<String>>,
     run: String,
     members: Vec<Member>,
     ending: Arc<Ending>,
@@ -283,7 +287,8 @@ impl DockerRun {
     ) -> Result<Member, LaunchError> {
         let replica = placement.replica;
         let name = container::name(&plan.run, replica);
-        let body = container::container(plan, placement, &self.image, &self.limits, now());
+        let mut body = container::container(plan, placement, &self.image, &self.limits, now());
+        body.entrypoint = self.entrypoint.clone();
         let (id, attached) = self.engine.reactor().wait(create(self.engine.docker(), &name, body))?;
         let AttachContainerResults { output, input } = attached;
         let last_lines = Arc::<LastLines>::default();
