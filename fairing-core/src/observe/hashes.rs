@@ -52,9 +52,10 @@ impl Hashing {
         let unwanted = Arc::new(AtomicBool::new(false));
         let stop = unwanted.clone();
         let work = move || {
-            // On Linux a thread has a priority of its own, and the workers of a local run need the processors now.
+            // On Linux a thread has a priority of its own, and the workers of a local run need the processors now. With the
+            // lowest one, a busy machine would not get to it within the run.
             #[cfg(target_os = "linux")]
-            let _ = rustix::process::setpriority_process(None, 19);
+            let _ = rustix::process::setpriority_process(None, 5);
             // Both fail only if nobody wants the hashes any more.
             let _ = send_program.send(program.and_then(|program| file(&program, &stop).ok()));
             let _ = send_data.send(data.and_then(|data| folder(&data, &stop)));
