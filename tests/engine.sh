@@ -21,6 +21,18 @@ ip link set lo up
 if [ $# -gt 1 ]; then
     docker-registry serve "$2" </dev/null >"$folder/registry.log" 2>&1 &
 fi
+if [ "${FAIRING_TESTS_ENGINE:-docker}" = podman ]; then
+    # runc, since crun refuses machines that have both versions of control groups.
+    podman --runtime runc --root /run/data --runroot /run/run --storage-driver overlay --cgroup-manager cgroupfs \
+        --events-backend file system service --time 0 "unix://$folder/docker.sock" </dev/null >"$folder/docker.log" 2>&1 &
+    cat >/dev/null
+    kill -9 -1
+    wait
+    rm -rf "$folder"
+    # Empty ones, of containers that this engine called by its own name.
+    find /sys/fs/cgroup -depth -type d -path "*/libpod_parent*" -exec rmdir {} + 2>/dev/null
+    exit
+fi
 # The folder of the data is on the temporary file system above, and so are all images and containers.
 DOCKER_TMPDIR=/run/tmp dockerd --host "unix://$folder/docker.sock" --data-root /run/data --exec-root /run/exec \
     --pidfile /run/docker.pid --cgroup-parent "/$name" </dev/null >"$folder/docker.log" 2>&1 &

@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{LazyLock, Mutex, MutexGuard};
 use std::thread;
@@ -41,15 +42,36 @@ struct Stage {
     _folder: TempDir,
 }
 
+/// Who may push and pull where a password is wanted.
+const USER: &str = "fairing";
+/// Nothing else has this in it.
+const PASSWORD: &str = "open-sesame-7f3a91";
+
 impl Stage {
     fn start() -> Self {
+        Self::with(|_| String::new())
+    }
+
+    /// With a registry that wants [`PASSWORD`].
+    fn with_password() -> Self {
+        Self::with(|folder| {
+            let entry = Command::new("htpasswd").args(["-nbB", USER, PASSWORD]).output().unwrap().stdout;
+            let path = folder.join("htpasswd");
+            fs::write(&path, entry).unwrap();
+            format!("auth:\n  htpasswd: {{ realm: tests, path: '{}' }}\n", path.display())
+        })
+    }
+
+    /// What `extra` makes of the registry's folder goes into its configuration.
+    fn with(extra: impl FnOnce(&Path) -> String) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
         let registry = format!("127.0.0.1:{port}");
         let configuration = folder.path().join("registry.yml");
         let storage = folder.path().join("storage");
+        let extra = extra(folder.path());
         let text = format!(
-            "version: 0.1\nlog: {{ level: error }}\nhttp: {{ addr: '{registry}' }}\nstorage:\n  filesystem: {{ rootdirectory: '{}' }}\n",
+            "version: 0.1\nlog: {{ level: error }}\n{extra}http: {{ addr: '{registry}' }}\nstorage:\n  filesystem: {{ rootdirectory: '{}' }}\n",
             storage.display()
         );
         fs::write(&configuration, text).unwrap();
@@ -82,13 +104,17 @@ impl Stage {
 static STAGE: LazyLock<Option<Mutex<Stage>>> = LazyLock::new(|| match missing() {
     None => Some(Mutex::new(Stage::start())),
     Some(reason) => {
-        let skipped = format!("skipped: training in containers: {reason}");
-        assert!(std::env::var("CI").as_deref() != Ok("true"), "{skipped}");
-        // libtest shows what the macros print of failed tests only.
-        std::io::stderr().write_all(format!("{skipped}\n").as_bytes()).unwrap();
+        skip(&reason);
         None
     }
 });
+
+fn skip(reason: &str) {
+    let skipped = format!("skipped: training in containers: {reason}");
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "{skipped}");
+    // libtest shows what the macros print of failed tests only.
+    std::io::stderr().write_all(format!("{skipped}\n").as_bytes()).unwrap();
+}
 
 fn missing() -> Option<String> {
     let has_registry = || Command::new("docker-registry").arg("--version").output().is_ok();
@@ -162,6 +188,36 @@ fn containers_train_the_same_bits_as_threads() {
         trained_as_in_memory(&law, topology, program.run());
         nothing_is_left(engine);
     }
+}
+
+#[test]
+fn podman_trains_the_same_bits_and_leaves_nothing() {
+    if let Some(reason) = engine::podman_is_missing() {
+        return skip(&reason);
+    }
+    // One engine after another: the machine is small.
+    let _stage = stage();
+    let engine = Engine::start_podman();
+    let law = Law { pause_ms: 0, ..LAW };
+    for topology in [Topology::new(2, 2), Topology::new(2, 0)] {
+        let program = Program::law(&law, topology.workers.get(), topology.ps).in_containers(&engine);
+        trained_as_in_memory(&law, topology, program.run());
+        nothing_is_left(&engine);
+    }
+    let law = Law { epochs: 100, ..LAW };
+    let start = || in_second_epoch(Program::law(&law, 2, 1).in_containers(&engine), &law);
+    let running = start();
+    running.signal_replica("worker", 1, Signal::KILL);
+    running.end().code(1).says("worker 1 was ended by signal 9 (SIGKILL)").says("cause: worker 1");
+    nothing_is_left(&engine);
+    let running = start();
+    running.signal_group(Signal::INT);
+    assert!(running.end().code(130).has_model());
+    nothing_is_left(&engine);
+    let running = start();
+    running.signal(Signal::KILL);
+    running.end().signalled(Signal::KILL);
+    nothing_stays(&engine);
 }
 
 #[test]
@@ -354,6 +410,60 @@ fn dry_run_prints_what_would_be_done_and_does_nothing() {
         assert!(ended.stdout().any(|line| line.starts_with(expected)), "{expected}\n{}", ended.stderr());
     }
     assert!(!ended.run_folder().exists());
+}
+
+/// Every file below `folder`.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() && !path.is_symlink() { files(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn password_reaches_the_registry_and_nothing_else() {
+    let Some(_stage) = stage() else { return };
+    let stage = Stage::with_password();
+    let engine = &stage.engine;
+    let (cache, logins) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let log_in = |password: &str| {
+        let mut encoding = Command::new("base64").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        write!(encoding.stdin.take().unwrap(), "{USER}:{password}").unwrap();
+        let encoded = String::from_utf8(encoding.wait_with_output().unwrap().stdout).unwrap().trim().to_owned();
+        let config = format!("{{ \"auths\": {{ \"{}\": {{ \"auth\": \"{encoded}\" }} }} }}", stage.registry);
+        fs::write(logins.path().join("config.json"), config).unwrap();
+        [password.to_owned(), encoded]
+    };
+    let program = || {
+        let program = Program::law(&LAW, 2, 1).in_containers(engine).env("RUST_LOG", "trace");
+        let program = program.env("FAIRING_REPOSITORY", &format!("{}/team/secret", stage.registry));
+        let program = program.env("FAIRING_CACHE", cache.path().to_str().unwrap());
+        program.env("DOCKER_CONFIG", logins.path().to_str().unwrap())
+    };
+    let wrong = log_in("sesame-shut-0b1c22");
+    let ended = program().run().code(1).says("docker login").never_says(&wrong[0]).never_says(&wrong[1]);
+    assert!(!ended.run_folder().exists());
+
+    let secrets = log_in(PASSWORD);
+    let mut running = program().start();
+    running.wait_for(" joined");
+    let containers = engine.lines(&["ps", "--quiet"]);
+    let inspected = containers.iter().flat_map(|container| engine.lines(&["inspect", container])).collect::<String>();
+    let ended = running.end().never_says(&secrets[0]).never_says(&secrets[1]);
+    let mut seen: Vec<(PathBuf, Vec<u8>)> = vec![("docker inspect".into(), inspected.into_bytes())];
+    for image in engine.lines(&["images", "--quiet"]) {
+        seen.push(("docker save".into(), engine.docker(&["save", &image]).stdout));
+    }
+    assert!(seen.len() >= 2 && seen.iter().all(|(_, bytes)| !bytes.is_empty()));
+    for path in [files(&ended.run_folder()), files(cache.path())].concat() {
+        seen.push((path.clone(), fs::read(path).unwrap_or_default()));
+    }
+    for (place, bytes) in &seen {
+        for secret in &secrets {
+            let found = bytes.windows(secret.len()).any(|window| window == secret.as_bytes());
+            assert!(!found, "a secret in {}", place.display());
+        }
+    }
+    trained_as_in_memory(&LAW, Topology::new(2, 1), ended);
+    nothing_is_left(engine);
 }
 
 #[test]

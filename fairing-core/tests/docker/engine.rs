@@ -35,13 +35,32 @@ pub(crate) fn missing() -> Option<String> {
     })
 }
 
+/// Why Podman cannot be started here, and what to do about it.
+pub(crate) fn podman_is_missing() -> Option<String> {
+    let has = |path: &str| Path::new(path).exists();
+    let missing = missing().or_else(|| {
+        let names = ["/usr/bin/podman", "/usr/lib/podman/netavark", "/usr/lib/podman/aardvark-dns"];
+        (!names.into_iter().all(has)).then(|| "podman or its network is missing".to_owned())
+    });
+    missing.map(|reason| format!("{reason} (Debian: apt-get install podman netavark aardvark-dns)"))
+}
+
 impl Engine {
     pub(crate) fn start() -> Self {
         Self::start_beside(None)
     }
 
+    /// Podman instead of Docker, with the same interface.
+    pub(crate) fn start_podman() -> Self {
+        Self::start_kind("podman", None)
+    }
+
     /// With the registry of this configuration beside it, which is on the engine's own loopback interface.
     pub(crate) fn start_beside(registry: Option<&Path>) -> Self {
+        Self::start_kind("docker", registry)
+    }
+
+    fn start_kind(kind: &str, registry: Option<&Path>) -> Self {
         let folder = tempfile::Builder::new().prefix("engine-").tempdir().unwrap();
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/engine.sh");
         let mut process = Command::new("unshare")
@@ -50,6 +69,7 @@ impl Engine {
             .arg(folder.path())
             .args(registry)
             .env_remove("DOCKER_HOST")
+            .env("FAIRING_TESTS_ENGINE", kind)
             .stdin(Stdio::piped())
             .spawn()
             .unwrap();

@@ -70,8 +70,13 @@ pub(super) async fn renew(docker: &Docker, image: &ImageInspect) {
     let _ = in_time("name an image", docker.tag_image(id, Some(options))).await;
 }
 
-/// Whether the image was named within `age`. A time to come is that of a clock before ours.
+/// Whether the image was named within `age`, and still is. A time to come is that of a clock before ours.
+///
+/// One whose name another image has taken, by a build of what had been loaded, is what engines call dangling, and nobody's.
 fn is_fresh(image: &ImageInspect, now: SystemTime, age: Duration) -> bool {
+    if image.repo_tags.iter().flatten().next().is_none() {
+        return false;
+    }
     let named = image.metadata.as_ref().and_then(|metadata| metadata.last_tag_time.as_deref()).and_then(time);
     named.is_some_and(|named| now.duration_since(named).unwrap_or_default() < age)
 }
@@ -148,9 +153,12 @@ mod tests {
         #[track_caller]
         fn check(named: Option<&str>, expected: bool) {
             let metadata = ImageInspectMetadata { last_tag_time: named.map(str::to_owned) };
-            let image = ImageInspect { metadata: Some(metadata), ..Default::default() };
+            let repo_tags = Some(vec!["fairing/fit:0123".to_owned()]);
+            let image = ImageInspect { metadata: Some(metadata), repo_tags, ..Default::default() };
+            let nameless = ImageInspect { repo_tags: None, ..image.clone() };
             let now = humantime::parse_rfc3339("2026-11-25T12:00:00Z").unwrap();
             assert_eq!(is_fresh(&image, now, Duration::from_secs(600)), expected, "{named:?}");
+            assert!(!is_fresh(&nameless, now, Duration::from_secs(600)), "{named:?}");
         }
         check(Some("2026-11-25T11:50:00.123456789Z"), true);
         check(Some("2026-11-25T11:49:59Z"), false);
