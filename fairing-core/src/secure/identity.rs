@@ -14,9 +14,9 @@ use crate::topology::Member;
 /// How far the clocks of two machines may be apart: a certificate is valid before it was issued.
 const CLOCK_DIFFERENCE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How long a certificate is valid: longer than a run lasts, since no one can issue another one for it once it has begun, and
-/// short enough that one which was left lying around is soon worth nothing. (That the authority is gone with its run already
-/// makes it so.)
+/// How long a certificate is valid: longer than runs last, since no one can issue another one for a run once it has begun (a
+/// connection that breaks after this time is not opened again), and short enough that one which was left lying around is soon
+/// worth nothing. (That the authority is gone with its run already makes it so.)
 const VALIDITY: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// Failure to make a certificate or to use one. Returned by [`Authority::new`] and [`Authority::issue`].

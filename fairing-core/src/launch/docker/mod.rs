@@ -500,9 +500,9 @@ impl Watcher {
             }),
         };
         let exit = match end {
-            Ok(Verdict { exit, out_of_memory }) => {
-                if out_of_memory {
-                    self.say(&self.out_of_memory());
+            Ok(Verdict { exit, memory }) => {
+                if let Some(text) = self.words_of(memory) {
+                    self.say(&text);
                 }
                 exit
             }
@@ -524,9 +524,14 @@ impl Watcher {
         self.deliver(Stream::Stderr, text.to_owned());
     }
 
-    fn out_of_memory(&self) -> String {
+    fn words_of(&self, memory: Memory) -> Option<String> {
         let limit = self.memory_bytes.map_or("all of the machine's".to_owned(), |bytes| format!("{} MiB", bytes >> 20));
-        format!("fairing: ended by the kernel: out of memory (limit {limit}; raise `memory` of this role)")
+        let remedy = format!("(limit {limit}; raise `memory` of this role)");
+        match memory {
+            Memory::Enough => None,
+            Memory::UsedUp => Some(format!("fairing: ended by the kernel: out of memory {remedy}")),
+            Memory::Unknown => Some(format!("fairing: killed by hand, or by the kernel for want of memory {remedy}")),
+        }
     }
 
     /// How the container ended, once it has.
@@ -543,12 +548,16 @@ impl Watcher {
         let inspected = tokio::time::timeout(VERDICT_TIMEOUT, docker.inspect_container(&self.id, None));
         let state = inspected.await.ok().and_then(Result::ok).and_then(|container| container.state);
         let exit = exit(code);
-        let mut out_of_memory = state.and_then(|state| state.oom_killed).unwrap_or(false);
-        // The kernel tells the engine of it by another way than of the end, and the engine may have heard of the end first.
-        if !out_of_memory && self.memory_bytes.is_some() && exit == Exit::Signal(9) && !*self.doom.borrow() {
-            out_of_memory = self.ran_out_of_memory().await;
-        }
-        Ok(Verdict { exit, out_of_memory })
+        let was_killed = self.memory_bytes.is_some() && exit == Exit::Signal(9) && !*self.doom.borrow();
+        let memory = match state.and_then(|state| state.oom_killed).unwrap_or(false) {
+            true => Memory::UsedUp,
+            // The kernel tells the engine of it by another way than of the end, and the engine may have heard of the end first.
+            false if was_killed && self.ran_out_of_memory().await => Memory::UsedUp,
+            // Or it has never heard of it: of a container that ends within moments the message gets lost.
+            false if was_killed => Memory::Unknown,
+            false => Memory::Enough,
+        };
+        Ok(Verdict { exit, memory })
     }
 
     /// Whether the engine has noted, or notes soon, that the container ran out of memory.
@@ -605,7 +614,15 @@ async fn next_trouble(trouble: &mut Option<watch::Receiver<Option<String>>>) -> 
 
 struct Verdict {
     exit: Exit,
-    out_of_memory: bool,
+    memory: Memory,
+}
+
+/// Whether a container had the memory that it asked for.
+enum Memory {
+    Enough,
+    UsedUp,
+    /// It was killed, and nobody knows by whom.
+    Unknown,
 }
 
 /// Engines report a signal as shells do.
