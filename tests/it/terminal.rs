@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use fairing_tests::law::Law;
 use rustix::fs::{Mode, OFlags};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
+use rustix::termios::{LocalModes, OptionalActions, Winsize, tcgetattr, tcsetattr, tcsetwinsize};
 
 use crate::run::{Laws, SMALL, folders, summary};
 
@@ -92,6 +92,11 @@ impl Terminal {
         let name = ptsname(&master, Vec::new()).unwrap();
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
         let slave = File::from(rustix::fs::open(name, flags, Mode::empty()).unwrap());
+        // The echo of a key comes when it is pressed, also in the middle of an escape code, and what is shown then is not the
+        // program's doing.
+        let mut settings = tcgetattr(&slave).unwrap();
+        settings.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(&slave, OptionalActions::Now, &settings).unwrap();
         // `setsid -c`, of util-linux, makes it the controlling terminal, so that Ctrl-C becomes a signal.
         let mut command = Command::new("setsid");
         command.arg("--ctty").arg(laws.command.get_program()).args(laws.command.get_args());
