@@ -202,12 +202,11 @@ fn logins(engine: &Engine, keychain: &Keychain, dockerfile: &Path) -> Result<Log
 
 /// Does `work` in another thread, and says about once a second how many bytes it has come to.
 fn following<T: Send>(view: &mut dyn View, what: &str, work: impl FnOnce(&(dyn Fn(u64, u64) + Sync)) -> T + Send) -> T {
-    let (told, progress) = mpsc::channel::<(u64, u64)>();
-    let told = Mutex::new(told);
+    let (told, progress) = mpsc::sync_channel::<(u64, u64)>(1);
     thread::scope(|scope| {
         let working = scope.spawn(move || {
-            // Nobody follows any more only if the view is gone.
-            work(&|done, total| _ = told.lock().expect("no holder panics").send((done, total)))
+            // What finds no room is followed by something newer.
+            work(&|done, total| _ = told.try_send((done, total)))
         });
         let mut next = Instant::now() + EVERY;
         for (done, total) in progress {
