@@ -225,7 +225,7 @@ impl Run {
 }
 
 fn plan(launcher: &LocalLauncher, topology: Topology, behaviour: &str) -> LaunchPlan {
-    let servers = launcher.addresses(&topology);
+    let servers = launcher.addresses("run", &topology);
     let placement = |replica| Placement {
         run: "test".into(),
         replica,

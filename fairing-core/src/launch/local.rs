@@ -101,7 +101,7 @@ fn socket(folder: &Path, replica: Replica) -> PathBuf {
 }
 
 impl Launcher for LocalLauncher {
-    fn addresses(&self, topology: &Topology) -> Vec<Address> {
+    fn addresses(&self, _: &str, topology: &Topology) -> Vec<Address> {
         topology.servers().map(|server| Address::Unix(socket(self.folder.path(), server))).collect()
     }
 

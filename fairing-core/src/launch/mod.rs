@@ -19,6 +19,8 @@ use crate::topology::{Address, Placement, Replica, Role, Topology};
 #[cfg(feature = "docker")]
 pub mod docker;
 mod events;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 mod lines;
 mod local;
 
@@ -120,7 +122,7 @@ fn tuning(placement: &Placement) -> Vec<(String, String)> {
 
 /// What a launcher learns about a replica.
 ///
-/// The events of one replica arrive in order; its last one is [`ReplicaEvent::Exited`].
+/// The events of one replica arrive in order; its last one is [`ReplicaEvent::Exited`] or [`ReplicaEvent::Doomed`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReplicaEvent {
     /// It wrote a line.
@@ -140,12 +142,31 @@ pub enum ReplicaEvent {
         /// How.
         exit: Exit,
     },
+    /// Its process ended, and the target starts another one in its place without being asked. Not its last event.
+    Replaced {
+        /// Whose.
+        replica: Replica,
+        /// How.
+        exit: Exit,
+    },
+    /// It does not run and never will. Its last event.
+    Doomed {
+        /// Which.
+        replica: Replica,
+        /// Why, in the target's words.
+        reason: String,
+    },
+    /// Something about the run that the user should know, in one sentence.
+    Note {
+        /// The sentence.
+        text: String,
+    },
 }
 
 /// Starts the replicas of one run on one kind of target.
 pub trait Launcher {
-    /// Where the parameter servers of the run will listen, in rank order; goes into the plan's placements.
-    fn addresses(&self, topology: &Topology) -> Vec<Address>;
+    /// Where the parameter servers of `run` will listen, in rank order; goes into the plan's placements.
+    fn addresses(&self, run: &str, topology: &Topology) -> Vec<Address>;
 
     /// Starts every replica of `plan`.
     ///
@@ -183,6 +204,9 @@ pub trait Launched: Send {
     /// Returns what is left behind nevertheless, one thing and its reason a line.
     fn end(&mut self) -> Vec<String>;
 
+    /// Leaves the run to itself, where it can go on without its launcher. [`Launched::end`] does nothing from then on.
+    fn leave(&mut self) {}
+
     /// Ends one replica and its children at once, as a crash would. Does nothing if it has ended.
     fn kill(&self, replica: Replica);
 
@@ -197,6 +221,11 @@ pub trait Launched: Send {
         replica: Replica,
         events: SyncSender<ReplicaEvent>,
     ) -> Result<(), LaunchError>;
+
+    /// Whether the target starts a lost worker again unasked; [`Launched::restart`] does nothing then.
+    fn restarts_by_itself(&self) -> bool {
+        false
+    }
 
     /// Its process id on this machine, while it runs.
     fn process_id(&self, replica: Replica) -> Option<u32>;
@@ -274,6 +303,10 @@ pub enum LaunchError {
     #[cfg(feature = "docker")]
     #[error(transparent)]
     Engine(#[from] docker::EngineError),
+    /// The cluster failed.
+    #[cfg(feature = "kubernetes")]
+    #[error(transparent)]
+    Cluster(#[from] kubernetes::ClusterError),
     /// A replica was started but could not be watched; it was ended.
     #[error("failed to watch {replica}")]
     Watch {

@@ -119,7 +119,7 @@ fn exit_code(failure: &Failure) -> ExitCode {
         FailureKind::NotFinite => ExitCode::NotFinite,
         FailureKind::Layout | FailureKind::Diverged => ExitCode::Layout,
         FailureKind::Configuration => ExitCode::Configuration,
-        FailureKind::NeverLaunched => ExitCode::NeverLaunched,
+        FailureKind::NeverLaunched | FailureKind::NeverStarted => ExitCode::NeverLaunched,
         FailureKind::Timeout => ExitCode::Timeout,
         FailureKind::Lost | FailureKind::Protocol => ExitCode::Protocol,
     }

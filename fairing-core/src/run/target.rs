@@ -118,7 +118,7 @@ impl Prepared {
 }
 
 fn local_site(launcher: &LocalLauncher, config: &Config) -> Site {
-    Site { servers: launcher.addresses(&config.topology), cores: cores(), data_dir: config.data_dir.clone() }
+    Site { servers: launcher.addresses("", &config.topology), cores: cores(), data_dir: config.data_dir.clone() }
 }
 
 /// The cores of this machine.

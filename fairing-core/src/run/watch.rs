@@ -42,6 +42,9 @@ const TICK: Duration = Duration::from_millis(50);
 /// the coordinator never met there is nothing to be heard, and the others should not wait for it longer than this.
 const HEARSAY: Duration = HEARTBEAT;
 
+/// The signal of an end that is forced.
+const SIGKILL: i32 = 9;
+
 /// What the watcher is told.
 pub(super) enum Message {
     Replica(ReplicaEvent),
@@ -153,6 +156,7 @@ impl Watch {
             ended_here: BTreeSet::new(),
             awaited: BTreeSet::new(),
             restarted: BTreeSet::new(),
+            overdue: BTreeMap::new(),
             lost: BTreeMap::new(),
             workers: Vec::new(),
             verdict: None,
@@ -218,6 +222,8 @@ struct Watcher {
     awaited: BTreeSet<Replica>,
     /// Replicas that were started again.
     restarted: BTreeSet<Replica>,
+    /// Lost replicas that the target has not ended or replaced by then, and that have to be ended from here.
+    overdue: BTreeMap<Replica, Instant>,
     /// Workers that the run goes on without, and why.
     lost: BTreeMap<Replica, String>,
     /// How the workers' steps went, by rank.
@@ -269,6 +275,9 @@ impl Watcher {
                 self.show(&Event::Line { replica, stream, text });
             }
             Message::Replica(ReplicaEvent::Exited { replica, exit }) => self.exited(replica, exit),
+            Message::Replica(ReplicaEvent::Replaced { replica, exit }) => self.replaced(replica, exit),
+            Message::Replica(ReplicaEvent::Doomed { replica, reason }) => self.doomed(replica, reason),
+            Message::Replica(ReplicaEvent::Note { text }) => self.view.say(&text),
             Message::Coordinator(Heard::Attached(connection)) => {
                 self.coordinator = Some(connection);
                 if self.stopping {
@@ -347,6 +356,26 @@ impl Watcher {
         self.verdict.get_or_insert(now + HEARSAY);
     }
 
+    /// A replica has ended, and the target itself starts another one.
+    fn replaced(&mut self, replica: Replica, exit: Exit) {
+        self.overdue.remove(&replica);
+        self.joined.remove(&replica);
+        if !self.killed && self.complete.is_none() && self.failure.is_none() {
+            self.show(&Event::Warning(format!("{replica} {exit}; the cluster starts it again")));
+        }
+        self.tell_coordinator(ToCoordinator::Ended(replica));
+    }
+
+    /// A replica does not run and never will, so that the others wait for nothing.
+    fn doomed(&mut self, replica: Replica, reason: String) {
+        self.exits.insert(replica, Exit::Code(ExitCode::NeverLaunched.code().into()));
+        if self.complete.is_none() && !self.killed {
+            let failure = Failure { replica, kind: FailureKind::NeverStarted, message: reason, round: None };
+            self.failure.get_or_insert(failure);
+            self.end_by(Instant::now());
+        }
+    }
+
     /// Whether the run may go on although this replica has ended: the coordinator decides.
     fn may_heal(&self, replica: Replica) -> bool {
         let placement = &self.plan.placements[0];
@@ -389,6 +418,13 @@ impl Watcher {
         if !rejoin {
             self.lost.insert(replica, reason);
         }
+        if rejoin && self.launched.restarts_by_itself() {
+            // Most often it has ended, and the target knows. If it has not heard of it soon, the replica is frozen or cut off.
+            if self.joined.remove(&replica) {
+                self.overdue.insert(replica, Instant::now() + HEARSAY * 3);
+            }
+            return;
+        }
         if !self.exits.contains_key(&replica) {
             // Frozen, or cut off. Its place can be taken only once it is gone, and if nobody takes it, the end of the run
             // should not wait for it.
@@ -419,6 +455,7 @@ impl Watcher {
         match message {
             FromCoordinator::Joined(replica) => {
                 self.joined.insert(replica);
+                self.overdue.remove(&replica);
                 if self.joined.len() == self.plan.placements.len() {
                     // A worker that is started again joins a second time.
                     self.all_joined.get_or_insert_with(Instant::now);
@@ -525,12 +562,22 @@ impl Watcher {
         {
             self.end_by(now);
         }
+        let overdue: Vec<Replica> =
+            self.overdue.iter().filter(|(_, due)| **due <= now).map(|(replica, _)| *replica).collect();
+        for replica in overdue {
+            self.overdue.remove(&replica);
+            self.launched.kill(replica);
+        }
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             self.deadline = None;
             for placement in &self.plan.placements {
                 if !self.exits.contains_key(&placement.replica) {
                     self.ended_here.insert(placement.replica);
-                    self.launched.kill(placement.replica);
+                    match self.launched.restarts_by_itself() {
+                        // Killed one by one they would come again; the end of the run ends them all.
+                        true => _ = self.exits.insert(placement.replica, Exit::Signal(SIGKILL)),
+                        false => self.launched.kill(placement.replica),
+                    }
                 }
             }
         }

@@ -251,7 +251,7 @@ impl Run {
         payload: Vec<u8>,
     ) -> Result<Self, LaunchError> {
         let launcher = DockerLauncher::new(connection, image.to_owned(), limits);
-        let servers = launcher.addresses(&topology);
+        let servers = launcher.addresses("run", &topology);
         let placement = |replica| Placement {
             run: run.into(),
             replica,

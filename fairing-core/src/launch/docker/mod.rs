@@ -49,7 +49,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
-use super::events::{Ending, Events, LastLines};
+use super::events::{Ending, Events, LastLines, UNSEEN, exit};
 use super::lines::Lines;
 use super::{LaunchError, LaunchPlan, Launched, Launcher, ReplicaEvent, Way};
 use crate::lifeline;
@@ -93,9 +93,6 @@ const NOTED: Duration = Duration::from_secs(1);
 /// Pause between two attempts to remove a network that its containers have just left.
 const NAP: Duration = Duration::from_millis(50);
 
-/// Code of a replica whose end nobody saw, because the engine went away.
-const UNSEEN: i32 = -1;
-
 /// Starts replicas as containers of one engine, from an image that the engine has.
 #[derive(Debug)]
 pub struct DockerLauncher {
@@ -120,7 +117,7 @@ impl DockerLauncher {
 }
 
 impl Launcher for DockerLauncher {
-    fn addresses(&self, topology: &Topology) -> Vec<Address> {
+    fn addresses(&self, _: &str, topology: &Topology) -> Vec<Address> {
         container::addresses(topology)
     }
 
@@ -623,12 +620,6 @@ enum Memory {
     UsedUp,
     /// It was killed, and nobody knows by whom.
     Unknown,
-}
-
-/// Engines report a signal as shells do.
-fn exit(code: i64) -> Exit {
-    let code = i32::try_from(code).unwrap_or(UNSEEN);
-    if (129..160).contains(&code) { Exit::Signal(code - 128) } else { Exit::Code(code) }
 }
 
 /// What was removed of a run, or of several.
