@@ -1,6 +1,6 @@
 //! What ties a replica to its launcher, from before `main` on.
 //!
-//! The launcher gives each replica a pipe as standard input, writes the payload into it and then keeps the write end
+//! The launcher gives each replica a pipe as standard input, writes the [`Payload`] into it and then keeps the write end
 //! open for as long as it lives. A constructor that runs before `main` moves the pipe out of the program's sight and
 //! starts a thread that reads the payload and then waits for end of file, which comes when the launcher is gone,
 //! however it died. Then the replica ends with its whole process group, also while it is still in its `main`.
@@ -9,14 +9,13 @@
 //! The other end of the pipe is in [`crate::launch`].
 
 use std::ffi::OsStr;
-use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{fmt, fs, thread};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode, OFlags};
@@ -54,8 +53,25 @@ static START_DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
 static LAUNCHER: OnceLock<Option<Pid>> = OnceLock::new();
 static ATTACHED: AtomicBool = AtomicBool::new(false);
 static REACHED_LAUNCH: AtomicBool = AtomicBool::new(false);
-static PAYLOAD: Mutex<Payload> = Mutex::new(Payload::Pending);
+static PAYLOAD: Mutex<Delivery> = Mutex::new(Delivery::Pending);
 static PAYLOAD_CHANGED: Condvar = Condvar::new();
+
+/// What the launcher sent.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Payload {
+    /// What every replica of the run gets.
+    pub value: Vec<u8>,
+    /// What this one proves with who it is; empty where only the run's own processes can reach it.
+    pub identity: Vec<u8>,
+}
+
+impl fmt::Debug for Payload {
+    /// Without the bytes: the value may be anything, and the identity holds a key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (value_bytes, identity_bytes) = (self.value.len(), self.identity.len());
+        write!(f, "Payload({value_bytes} + {identity_bytes} bytes)")
+    }
+}
 
 /// Failure to get what the launcher sent. Returned by [`payload`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -109,18 +125,18 @@ pub fn reached_launch() {
 /// - [`LifelineError::TimedOut`] if the payload is not complete in time; the call may be repeated.
 /// - [`LifelineError::TooLarge`] if more than [`MAX_PAYLOAD_BYTES`] were announced.
 /// - [`LifelineError::Taken`] from the second call on.
-pub fn payload(timeout: Duration) -> Result<Vec<u8>, LifelineError> {
+pub fn payload(timeout: Duration) -> Result<Payload, LifelineError> {
     if !is_attached() {
         return Err(LifelineError::NotAttached);
     }
-    let pending = |payload: &mut Payload| matches!(payload, Payload::Pending);
-    let (mut payload, _) =
+    let pending = |delivery: &mut Delivery| matches!(delivery, Delivery::Pending);
+    let (mut delivery, _) =
         PAYLOAD_CHANGED.wait_timeout_while(lock_payload(), timeout, pending).unwrap_or_else(PoisonError::into_inner);
-    match std::mem::replace(&mut *payload, Payload::Taken) {
-        Payload::Ready(result) => result,
-        Payload::Taken => Err(LifelineError::Taken),
-        Payload::Pending => {
-            *payload = Payload::Pending;
+    match std::mem::replace(&mut *delivery, Delivery::Taken) {
+        Delivery::Ready(result) => result,
+        Delivery::Taken => Err(LifelineError::Taken),
+        Delivery::Pending => {
+            *delivery = Delivery::Pending;
             Err(LifelineError::TimedOut { waited: timeout })
         }
     }
@@ -173,13 +189,14 @@ fn kill_own_group() {
     let _ = rustix::process::kill_process_group(rustix::process::getpid(), Signal::KILL);
 }
 
-enum Payload {
+/// How far the payload is on its way from the launcher to whoever calls [`payload`].
+enum Delivery {
     Pending,
-    Ready(Result<Vec<u8>, LifelineError>),
+    Ready(Result<Payload, LifelineError>),
     Taken,
 }
 
-fn lock_payload() -> MutexGuard<'static, Payload> {
+fn lock_payload() -> MutexGuard<'static, Delivery> {
     PAYLOAD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -244,7 +261,7 @@ fn take_stdin() -> Option<OwnedFd> {
 
 fn hold(pipe: &OwnedFd, placement: Option<&Placement>, launch_by: Instant) {
     let deliver = |result| {
-        *lock_payload() = Payload::Ready(result);
+        *lock_payload() = Delivery::Ready(result);
         PAYLOAD_CHANGED.notify_all();
     };
     match watch(pipe, launch_by, &REACHED_LAUNCH, deliver) {
@@ -286,7 +303,7 @@ fn watch(
     pipe: impl AsFd,
     launch_by: Instant,
     reached: &AtomicBool,
-    deliver: impl FnOnce(Result<Vec<u8>, LifelineError>),
+    deliver: impl FnOnce(Result<Payload, LifelineError>),
 ) -> End {
     let mut deliver = Some(deliver);
     let mut received = Vec::new();
@@ -321,29 +338,40 @@ fn watch(
     }
 }
 
-/// The length prefix and the bytes in front of a payload, as the launcher writes them.
-pub(crate) fn frame(payload: &[u8]) -> Vec<u8> {
-    let mut framed = Vec::with_capacity(8 + payload.len());
-    framed.extend_from_slice(&(payload.len() as u64).to_le_bytes());
-    framed.extend_from_slice(payload);
+/// Bytes in front of a payload: the lengths of its parts.
+const LENGTHS_BYTES: usize = 16;
+
+/// A payload as the launcher writes it: the lengths of both parts, and the parts.
+pub(crate) fn frame(value: &[u8], identity: &[u8]) -> Vec<u8> {
+    let mut framed = Vec::with_capacity(LENGTHS_BYTES + value.len() + identity.len());
+    for part in [value, identity] {
+        framed.extend_from_slice(&(part.len() as u64).to_le_bytes());
+    }
+    framed.extend_from_slice(value);
+    framed.extend_from_slice(identity);
     framed
 }
 
 /// Inverse of [`frame`]; `None` while something is missing.
-fn take_frame(received: &mut Vec<u8>) -> Option<Result<Vec<u8>, LifelineError>> {
-    let prefix = received.first_chunk::<8>()?;
-    let size_bytes = u64::from_le_bytes(*prefix);
+fn take_frame(received: &mut Vec<u8>) -> Option<Result<Payload, LifelineError>> {
+    let lengths = received.first_chunk::<LENGTHS_BYTES>()?;
+    let (value_bytes, identity_bytes) = lengths.split_at(8);
+    let [value_bytes, identity_bytes] =
+        [value_bytes, identity_bytes].map(|length| u64::from_le_bytes(length.try_into().expect("half of sixteen")));
+    let size_bytes = value_bytes.saturating_add(identity_bytes);
     if size_bytes > MAX_PAYLOAD_BYTES {
         return Some(Err(LifelineError::TooLarge { size_bytes }));
     }
-    let end = 8 + size_bytes as usize;
+    let between = LENGTHS_BYTES + value_bytes as usize;
+    let end = between + identity_bytes as usize;
     if received.len() < end {
         return None;
     }
-    let mut payload = std::mem::take(received);
-    payload.truncate(end);
-    payload.drain(..8);
-    Some(Ok(payload))
+    let mut value = std::mem::take(received);
+    let identity = value[between..end].to_vec();
+    value.truncate(between);
+    value.drain(..LENGTHS_BYTES);
+    Some(Ok(Payload { value, identity }))
 }
 
 /// Removes the folder of the run's sockets, which the dead launcher can no longer remove.
@@ -367,7 +395,7 @@ mod tests {
     use super::*;
 
     /// Lets [`watch`] read `sent`, after which the launcher "dies", and returns what it delivered.
-    fn watched(sent: &[u8]) -> (End, Option<Result<Vec<u8>, LifelineError>>) {
+    fn watched(sent: &[u8]) -> (End, Option<Result<Payload, LifelineError>>) {
         let (read_end, mut write_end) = io::pipe().unwrap();
         let mut delivered = None;
         let end = thread::scope(|scope| {
@@ -380,30 +408,38 @@ mod tests {
 
     #[test]
     fn payload_arrives_whole_and_end_of_file_ends_the_watch() {
-        for size in [0, 1, READ_BYTES - 8, READ_BYTES, 3 * READ_BYTES + 1] {
-            let payload: Vec<u8> = (0..size).map(|i| i as u8).collect();
-            assert_eq!(watched(&frame(&payload)), (End::LauncherGone, Some(Ok(payload))));
+        for size in [0, 1, READ_BYTES - LENGTHS_BYTES, READ_BYTES, 3 * READ_BYTES + 1] {
+            let bytes: Vec<u8> = (0..size).map(|i| i as u8).collect();
+            for split in [0, size / 3, size] {
+                let (value, identity) = bytes.split_at(split);
+                let payload = Payload { value: value.to_vec(), identity: identity.to_vec() };
+                assert_eq!(watched(&frame(value, identity)), (End::LauncherGone, Some(Ok(payload))));
+            }
         }
     }
 
     #[test]
     fn bytes_after_the_payload_are_ignored() {
-        let mut sent = frame(b"value");
+        let mut sent = frame(b"value", b"key");
         sent.extend_from_slice(&[7; 100]);
-        assert_eq!(watched(&sent), (End::LauncherGone, Some(Ok(b"value".to_vec()))));
+        let payload = Payload { value: b"value".to_vec(), identity: b"key".to_vec() };
+        assert_eq!(format!("{payload:?}"), "Payload(5 + 3 bytes)");
+        assert_eq!(watched(&sent), (End::LauncherGone, Some(Ok(payload))));
     }
 
     #[test]
     fn launcher_that_dies_in_the_middle_of_the_payload_ends_the_watch() {
         assert_eq!(watched(&[]), (End::LauncherGone, None));
-        assert_eq!(watched(&frame(b"value")[..10]), (End::LauncherGone, None));
+        assert_eq!(watched(&frame(b"value", b"key")[..23]), (End::LauncherGone, None));
     }
 
     #[test]
     fn absurd_length_is_refused() {
-        let size_bytes = MAX_PAYLOAD_BYTES + 1;
-        let error = LifelineError::TooLarge { size_bytes };
-        assert_eq!(watched(&size_bytes.to_le_bytes()), (End::LauncherGone, Some(Err(error))));
+        for (value_bytes, identity_bytes) in [(MAX_PAYLOAD_BYTES, 1), (1, MAX_PAYLOAD_BYTES), (u64::MAX, u64::MAX)] {
+            let sent = [value_bytes.to_le_bytes(), identity_bytes.to_le_bytes()].concat();
+            let error = LifelineError::TooLarge { size_bytes: value_bytes.saturating_add(identity_bytes) };
+            assert_eq!(watched(&sent), (End::LauncherGone, Some(Err(error))));
+        }
     }
 
     #[test]

@@ -117,7 +117,8 @@ fn replica(behaviour: &str) {
         "write-some" => (0..10_000).for_each(|line| println!("line {line}")),
         "payload" => {
             let payload = lifeline::payload(PATIENCE).unwrap();
-            println!("payload {} {}", payload.len(), checksum(&payload));
+            println!("payload {} {}", payload.value.len(), checksum(&payload.value));
+            println!("identity {} {}", payload.identity.len(), checksum(&payload.identity));
             println!("{}", lifeline::payload(PATIENCE).unwrap_err());
         }
         other => panic!("unknown behaviour {other}"),
@@ -183,7 +184,7 @@ impl Run {
     fn start(folder: &Path, topology: Topology, behaviour: &str, payload: Vec<u8>) -> Self {
         let launcher = LocalLauncher::within(folder).unwrap();
         let mut plan = plan(&launcher, topology, behaviour);
-        plan.payloads.fill(payload);
+        plan.value = payload;
         let (sender, events) = mpsc::sync_channel(64);
         Self { launched: Box::new(launcher).launch(&plan, sender).unwrap(), events }
     }
@@ -243,7 +244,8 @@ fn plan(launcher: &LocalLauncher, topology: Topology, behaviour: &str) -> Launch
         placements: topology.replicas().map(placement).collect(),
         program: Program { arguments, ..Program::running() },
         variables: vec![("RUST_BACKTRACE".into(), "0".into())],
-        payloads: vec![Vec::new(); topology.replicas().count()],
+        value: Vec::new(),
+        identities: topology.replicas().map(|replica| replica.file_name().into()).collect(),
     }
 }
 
@@ -464,6 +466,11 @@ fn large_payload_arrives_whole_and_once() {
     let (lines, exits) = run.finish(2);
     let count = |text: &str| lines.iter().filter(|(.., line)| line == text).count();
     assert_eq!(count(&expected), 2, "{lines:?}");
+    for replica in [Replica::ps(0), Replica::worker(0)] {
+        let own = replica.file_name();
+        let own = format!("identity {} {}", own.len(), checksum(own.as_bytes()));
+        assert!(lines.iter().any(|(of, _, line)| *of == replica && *line == own), "{lines:?}");
+    }
     assert_eq!(count("the launcher's payload was taken before"), 2, "{lines:?}");
     assert!(exits.values().all(|exit| *exit == Exit::Code(0)));
 }
@@ -474,7 +481,7 @@ fn program_that_never_reads_does_not_block_the_launcher() {
     let mut plan = plan(&launcher, Topology::new(1, 1), "");
     plan.program.executable = "/bin/sleep".into();
     plan.program.arguments = vec!["600".into()];
-    plan.payloads.fill(vec![0; 10_000_000]);
+    plan.value = vec![0; 10_000_000];
     let (sender, _events) = mpsc::sync_channel(64);
     let mut launched = Box::new(launcher).launch(&plan, sender).unwrap();
     let pids = [Replica::ps(0), Replica::worker(0)].map(|replica| launched.process_id(replica).unwrap());

@@ -37,13 +37,14 @@ pub struct LaunchPlan {
     pub program: Program,
     /// Variables that every replica gets besides its placement; it inherits no others.
     pub variables: Vec<(String, OsString)>,
-    /// What each replica gets from [`lifeline::payload`], in the order of the placements: by a private channel, never by
-    /// environment or argument.
-    pub payloads: Vec<Vec<u8>>,
+    /// What every replica gets from [`lifeline::payload`]: by a private channel, never by environment or argument.
+    pub value: Vec<u8>,
+    /// What each replica gets besides, in the order of the placements and by as private a channel; empty where it needs none.
+    pub identities: Vec<Vec<u8>>,
 }
 
 impl fmt::Debug for LaunchPlan {
-    /// Without the payloads, which hold keys, and the values of variables, which may be anything.
+    /// Without the value and the values of variables, which may be anything, and the identities, which hold keys.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<&str> = self.variables.iter().map(|(name, _)| name.as_str()).collect();
         f.debug_struct("LaunchPlan")
@@ -56,16 +57,23 @@ impl fmt::Debug for LaunchPlan {
 }
 
 impl LaunchPlan {
-    /// What a replica of the plan is and gets.
-    fn of(&self, replica: Replica) -> (&Placement, &[u8]) {
-        let mut placements = self.placements.iter().zip(&self.payloads);
+    /// What the replicas of the plan are, and what each gets over its pipe.
+    fn replicas(&self) -> impl Iterator<Item = (&Placement, Vec<u8>)> {
+        let frame = |identity: &Vec<u8>| lifeline::frame(&self.value, identity);
+        self.placements.iter().zip(self.identities.iter().map(frame))
+    }
+
+    /// The same of one of them.
+    fn of(&self, replica: Replica) -> (&Placement, Vec<u8>) {
+        let mut placements = self.placements.iter().zip(&self.identities);
         let found = placements.find(|(placement, _)| placement.replica == replica);
-        let (placement, payload) = found.expect("only replicas of the plan are asked for");
-        (placement, payload)
+        let (placement, identity) = found.expect("only replicas of the plan are asked for");
+        (placement, lifeline::frame(&self.value, identity))
     }
 
     fn check_payloads(&self) -> Result<(), LaunchError> {
-        let size_bytes = self.payloads.iter().map(Vec::len).max().unwrap_or_default() as u64;
+        let identity_bytes = self.identities.iter().map(Vec::len).max().unwrap_or_default();
+        let size_bytes = (self.value.len() + identity_bytes) as u64;
         if size_bytes > lifeline::MAX_PAYLOAD_BYTES {
             return Err(LaunchError::PayloadTooLarge { size_bytes });
         }

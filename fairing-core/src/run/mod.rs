@@ -62,15 +62,14 @@ pub fn in_replica() -> bool {
     lifeline::is_attached()
 }
 
-/// What travels to every replica.
+/// What travels to every replica. What only one gets, its [`Identity`], travels beside it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Payload {
     /// `module_path::Type`, by which the replica finds what to train.
     pub(crate) name: String,
     /// The value, as [`Travels::to_bytes`] gives it.
+    #[serde(with = "serde_bytes")]
     pub(crate) value: Vec<u8>,
-    /// With what the replica proves who it is; none where only the run's own processes can reach it.
-    pub(crate) identity: Option<Identity>,
 }
 
 /// Failure of a run. Returned by `launch()`, `start()` and [`Run::wait`].
@@ -262,7 +261,9 @@ pub(crate) fn start<T: DistributedTraining>(value: &T, options: &LaunchOptions) 
     if config.dry_run {
         let placements = placements(DRY_RUN, &config, &target.site(&config));
         let (run, variables) = (DRY_RUN.to_owned(), forwarded(&config));
-        print(&target.describe(&LaunchPlan { run, placements, program, variables, payloads: Vec::new() }));
+        // Identities are issued for a run that will be.
+        let identities = vec![Vec::new(); placements.len()];
+        print(&target.describe(&LaunchPlan { run, placements, program, variables, value: payload, identities }));
         ExitCode::Success.exit();
     }
     let Target { launcher, site, is_remote } = target.deliver(&config, view.as_mut())?;
@@ -270,8 +271,9 @@ pub(crate) fn start<T: DistributedTraining>(value: &T, options: &LaunchOptions) 
     let name = folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
 
     let placements = placements(&name, &config, &site);
-    let (payloads, identity) = payloads(&name, &payload, &placements, is_remote)?;
-    let plan = LaunchPlan { run: name.clone(), placements, program, variables: forwarded(&config), payloads };
+    let (identities, identity) = identities(&name, &placements, is_remote)?;
+    let (run, variables) = (name.clone(), forwarded(&config));
+    let plan = LaunchPlan { run, placements, program, variables, value: payload, identities };
     let (messages, received) = sync_channel(watch::QUEUE);
     let watch = watch::Watch {
         plan,
@@ -313,32 +315,29 @@ fn find_registration(name: &'static str) -> Result<&'static Registration, RunErr
     }
 }
 
-fn payload<T: DistributedTraining>(value: &T) -> Result<Payload, RunError> {
+/// What every replica gets.
+fn payload<T: DistributedTraining>(value: &T) -> Result<Vec<u8>, RunError> {
     let failed = |reason: String| RunError::Value { type_name: short_name(T::NAME).to_owned(), reason };
     let value = value.to_bytes().map_err(failed)?;
     // A value that cannot be read back is better known here than from a replica.
     T::from_bytes(&value).map_err(|error| failed(format!("what was written cannot be read back: {error}")))?;
-    Ok(Payload { name: T::NAME.to_owned(), value, identity: None })
+    Payload { name: T::NAME.to_owned(), value }.to_bytes().map_err(failed)
 }
 
-/// What each replica gets, and what the caller proves with who it is. Where others could reach the replicas, each has an
-/// identity of its own, from an authority that is forgotten here.
-fn payloads(
+/// What each replica proves with who it is, and what the caller does. Where others could reach the replicas, each has an
+/// identity of its own, from an authority that is forgotten here; elsewhere nobody has one.
+fn identities(
     run: &str,
-    payload: &Payload,
     placements: &[Placement],
     is_remote: bool,
 ) -> Result<(Vec<Vec<u8>>, Option<Identity>), RunError> {
-    let authority = is_remote.then(|| Authority::new(run)).transpose()?;
-    let issue = |member| authority.as_ref().map(|authority| authority.issue(member)).transpose();
-    let bytes = |placement: &Placement| {
-        let identity = issue(placement.replica.into())?;
-        let payload = Payload { identity, ..payload.clone() };
-        let failed = |reason| RunError::Value { type_name: short_name(&payload.name).to_owned(), reason };
-        payload.to_bytes().map_err(failed)
-    };
-    let payloads = placements.iter().map(bytes).collect::<Result<Vec<_>, RunError>>()?;
-    Ok((payloads, issue(Member::Caller)?))
+    if !is_remote {
+        return Ok((vec![Vec::new(); placements.len()], None));
+    }
+    let authority = Authority::new(run)?;
+    let bytes = |placement: &Placement| Ok(authority.issue(placement.replica.into())?.to_bytes());
+    let identities = placements.iter().map(bytes).collect::<Result<Vec<_>, RunError>>()?;
+    Ok((identities, Some(authority.issue(Member::Caller)?)))
 }
 
 fn placements(run: &str, config: &Config, site: &Site) -> Vec<Placement> {

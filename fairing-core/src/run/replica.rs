@@ -25,8 +25,8 @@ use crate::training::DistributedTraining;
 pub(super) fn take_part() -> ! {
     lifeline::reached_launch();
     let code = match received() {
-        Ok(payload) => match find(&payload.name) {
-            Ok(dispatch) => dispatch(&payload.value, payload.identity),
+        Ok((payload, identity)) => match find(&payload.name) {
+            Ok(dispatch) => dispatch(&payload.value, identity),
             Err(reason) => refuse(&reason),
         },
         Err(reason) => refuse(&reason),
@@ -47,10 +47,13 @@ fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "fairing: {text}");
 }
 
-fn received() -> Result<Payload, String> {
+fn received() -> Result<(Payload, Option<Identity>), String> {
     // The launcher writes the payload before it does anything else.
-    let bytes = lifeline::payload(LEASE).map_err(|error| error.to_string())?;
-    Payload::from_bytes(&bytes).map_err(|error| format!("cannot read what the launcher sent: {error}"))
+    let sent = lifeline::payload(LEASE).map_err(|error| error.to_string())?;
+    let payload =
+        Payload::from_bytes(&sent.value).map_err(|error| format!("cannot read what the launcher sent: {error}"))?;
+    let identity = (!sent.identity.is_empty()).then(|| Identity::from_bytes(&sent.identity)).transpose();
+    Ok((payload, identity.map_err(|error| error.to_string())?))
 }
 
 type Dispatch = fn(&[u8], Option<Identity>) -> ExitCode;

@@ -52,7 +52,6 @@ use tokio::task::JoinHandle;
 use super::events::{Ending, Events, LastLines, UNSEEN, exit};
 use super::lines::Lines;
 use super::{LaunchError, LaunchPlan, Launched, Launcher, ReplicaEvent, Way};
-use crate::lifeline;
 use crate::observe::events::{Exit, Stream};
 use crate::topology::{Address, Placement, Replica, Topology};
 
@@ -157,12 +156,11 @@ impl Launcher for DockerLauncher {
         let created = self.engine.call(&format!("create the network `{}`", plan.run), created);
         created.map_err(|error| run.settle(error.into()))?;
         let members = thread::scope(|scope| {
-            let start = |(placement, payload): (&Placement, &Vec<u8>)| {
-                let (run, events, payload) = (&run, events.clone(), lifeline::frame(payload));
-                let placement = placement.clone();
-                scope.spawn(move || run.start(plan, &placement, payload, events))
+            let start = |(placement, payload)| {
+                let (run, events) = (&run, events.clone());
+                scope.spawn(move || run.start(plan, placement, payload, events))
             };
-            let starting: Vec<_> = plan.placements.iter().zip(&plan.payloads).map(start).collect();
+            let starting: Vec<_> = plan.replicas().map(start).collect();
             let started = starting.into_iter().map(|thread| thread.join().expect("starting does not panic"));
             started.collect::<Vec<_>>()
         });
@@ -409,7 +407,7 @@ impl Launched for DockerRun {
             _ => {}
         }
         let events = Events::new(events, self.ending.clone());
-        let member = self.start(plan, placement, lifeline::frame(payload), events);
+        let member = self.start(plan, placement, payload, events);
         let member = member.map_err(|error| self.settle(error))?;
         self.members.push(member);
         Ok(())
