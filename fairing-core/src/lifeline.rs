@@ -45,6 +45,9 @@ const LOWEST_DESCRIPTOR: i32 = 10;
 /// How long a replica that finds its launcher gone waits to be ended by its lifeline, which takes microseconds.
 const LIFELINE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Name of the thread that holds the lifeline.
+const WATCHER: &str = "fairing-lifeline";
+
 /// Bytes taken from the pipe at once: what a Linux pipe holds.
 const READ_BYTES: usize = 64 << 10;
 
@@ -107,6 +110,27 @@ pub fn start_directory() -> &'static Path {
 /// Placement variables alone do not make a replica: its own children inherit them.
 pub fn is_attached() -> bool {
     ATTACHED.load(Ordering::Acquire)
+}
+
+/// Whether this is a container of a run whose first process holds no lifeline, so that nobody in it can be the replica: an
+/// entry script stands between the engine and the program, or has taken its standard input.
+///
+/// A child of a replica is none of that. It has the variables too, and may start a run of its own.
+#[cfg(feature = "image")]
+pub(crate) fn is_cut_off() -> bool {
+    let is_tls = |address: &Address| matches!(address, Address::Tls { .. });
+    !is_attached()
+        && Placement::from_env(&ProcessEnv).is_ok_and(|placement| placement.servers.iter().any(is_tls))
+        && holds_lifeline(1) == Some(false)
+}
+
+/// Whether a thread of the process is a lifeline's; `None` if that cannot be seen.
+#[cfg(feature = "image")]
+fn holds_lifeline(process: u32) -> Option<bool> {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).ok()?.filter_map(Result::ok);
+    let mut names = threads.filter_map(|thread| fs::read_to_string(thread.path().join("comm")).ok());
+    // The system keeps 15 bytes of a thread's name.
+    Some(names.any(|name| name.trim_end() == &WATCHER[..15]))
 }
 
 /// Tells the watchdog that this replica reached `launch()`; without it the replica ends [`LAUNCH_DEADLINE`] after its
@@ -219,7 +243,7 @@ fn attach() {
     let launch_by = Instant::now() + LAUNCH_DEADLINE;
     LAUNCHER.get_or_init(rustix::process::getppid);
     ATTACHED.store(true, Ordering::Release);
-    let watcher = thread::Builder::new().name("fairing-lifeline".into());
+    let watcher = thread::Builder::new().name(WATCHER.into());
     if let Err(error) = watcher.spawn(move || hold(&pipe, placement.as_ref(), launch_by)) {
         // Unwatched, the replica could outlive its launcher.
         complain(&format!("cannot watch the launcher: {error}"));

@@ -102,6 +102,15 @@ impl Program {
         let directory = lifeline::start_directory().to_owned();
         Self { executable: running_executable(), arg0, arguments: arguments.collect(), directory }
     }
+
+    /// Whether all arguments can be written into the description of a container, which is text.
+    #[cfg(feature = "docker")]
+    pub(crate) fn check_arguments(&self) -> Result<(), LaunchError> {
+        match self.arguments.iter().find(|argument| argument.to_str().is_none()) {
+            None => Ok(()),
+            Some(argument) => Err(LaunchError::ArgumentNotText { argument: argument.clone() }),
+        }
+    }
 }
 
 /// On Linux the link names the running file even after a rebuild has replaced it.
@@ -172,7 +181,7 @@ pub enum ReplicaEvent {
 }
 
 /// Starts the replicas of one run on one kind of target.
-pub trait Launcher {
+pub trait Launcher: Send {
     /// Where the parameter servers of `run` will listen, in rank order; goes into the plan's placements.
     fn addresses(&self, run: &str, topology: &Topology) -> Vec<Address>;
 
@@ -183,7 +192,7 @@ pub trait Launcher {
     ///
     /// # Errors
     ///
-    /// [`LaunchError`]; what was started before the failure is ended.
+    /// [`LaunchError`]; what was started before the failure is ended, or named with it if that cannot be.
     fn launch(
         self: Box<Self>,
         plan: &LaunchPlan,
@@ -307,6 +316,25 @@ pub enum LaunchError {
         /// The image.
         image: String,
     },
+    /// An argument of the program cannot be given to it in a container.
+    #[cfg(feature = "docker")]
+    #[error(
+        "the argument {argument:?} is not UTF-8, as arguments in containers have to be (give it another way, for example \
+             by a file that `files` names)"
+    )]
+    ArgumentNotText {
+        /// The argument.
+        argument: OsString,
+    },
+    /// The replicas could not be started, and something of them could not be removed either.
+    #[cfg(feature = "docker")]
+    #[error("failed to start the replicas, and {}", left.join("; "))]
+    LeftBehind {
+        /// What is left, with the reason.
+        left: Vec<String>,
+        /// Why they could not be started.
+        source: Box<LaunchError>,
+    },
     /// The container engine failed.
     #[cfg(feature = "docker")]
     #[error(transparent)]
@@ -323,4 +351,12 @@ pub enum LaunchError {
         /// Why not.
         source: io::Error,
     },
+}
+
+#[cfg(feature = "docker")]
+impl LaunchError {
+    /// The same, if something of the run is left behind nevertheless.
+    fn leaving(self, left: Vec<String>) -> Self {
+        if left.is_empty() { self } else { LaunchError::LeftBehind { left, source: Box::new(self) } }
+    }
 }

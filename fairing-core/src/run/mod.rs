@@ -34,7 +34,7 @@ use crate::launch::{LaunchError, LaunchPlan, Program};
 use crate::lifeline;
 use crate::observe::events::Exit;
 use crate::observe::metrics::MetricsError;
-use crate::observe::run_folder::{RunFolder, RunFolderError};
+use crate::observe::run_folder::{RunFolder, RunFolderError, run_name};
 use crate::observe::tensorboard::TensorBoardError;
 use crate::observe::terminal::{print, terminal};
 use crate::protocol::failure::Failure;
@@ -234,7 +234,7 @@ pub(crate) fn explain<T: DistributedTraining>(options: &LaunchOptions) -> Result
 /// Ends with the outcome of a run as `launch()` means it: a stopped run has its result saved and shown, and then the
 /// process ends with 130, since success is 0 and nothing else is.
 pub(crate) fn launch<T: DistributedTraining>(value: &T, options: &LaunchOptions) -> Result<Outcome, RunError> {
-    match start(value, options)?.wait() {
+    match start(value, options).and_then(Run::wait) {
         Ok(outcome) if outcome.is_stopped() => ExitCode::Stopped.exit(),
         Err(RunError::Killed) => ExitCode::Stopped.exit(),
         result => result,
@@ -244,6 +244,10 @@ pub(crate) fn launch<T: DistributedTraining>(value: &T, options: &LaunchOptions)
 pub(crate) fn start<T: DistributedTraining>(value: &T, options: &LaunchOptions) -> Result<Run, RunError> {
     if in_replica() {
         replica::take_part();
+    }
+    #[cfg(feature = "image")]
+    if lifeline::is_cut_off() {
+        replica::refuse_cut_off();
     }
     let started = (Instant::now(), SystemTime::now());
     let (Resolved { config, .. }, surroundings) = resolve::<T>(options)?;
@@ -256,8 +260,8 @@ pub(crate) fn start<T: DistributedTraining>(value: &T, options: &LaunchOptions) 
     let type_name = short_name(T::NAME);
     let mut view = terminal(config.topology, &ProcessEnv);
     // Before the run's folder, so that a run that cannot be launched leaves none.
-    let target = Prepared::new(&config, &surroundings.manifest, view.as_mut())?;
     let program = Program { arguments, ..Program::running() };
+    let target = Prepared::new(&config, &surroundings.manifest, &program, view.as_mut())?;
     if config.dry_run {
         let placements = placements(DRY_RUN, &config, &target.site(&config));
         let (run, variables) = (DRY_RUN.to_owned(), forwarded(&config));
@@ -266,8 +270,9 @@ pub(crate) fn start<T: DistributedTraining>(value: &T, options: &LaunchOptions) 
         print(&target.describe(&LaunchPlan { run, placements, program, variables, value: payload, identities }));
         ExitCode::Success.exit();
     }
-    let Target { launcher, site, is_remote } = target.deliver(&config, view.as_mut())?;
-    let folder = RunFolder::create(&config.runs, type_name, started.1)?;
+    let name = run_name(type_name, started.1);
+    let Target { launcher, site, is_remote } = target.deliver(&config, &name, view.as_mut())?;
+    let folder = RunFolder::create(&config.runs, &name)?;
     let name = folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
 
     let placements = placements(&name, &config, &site);

@@ -37,6 +37,16 @@ pub(super) fn take_part() -> ! {
     process::exit(i32::from(code.code()))
 }
 
+/// Ends a process that should be a replica and cannot be one, since it would begin a run of its own.
+#[cfg(feature = "image")]
+pub(super) fn refuse_cut_off() -> ! {
+    let code = refuse(
+        "the program is not attached to its launcher, as the first process of the container that takes its standard input \
+         (end the image's entry script with `exec PROGRAM \"$@\"`, and read nothing from standard input in it)",
+    );
+    process::exit(i32::from(code.code()))
+}
+
 fn refuse(reason: &str) -> ExitCode {
     say(reason);
     ExitCode::Configuration

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::RunError;
 use crate::config::{Config, Target as Kind};
-use crate::launch::{LaunchPlan, Launcher, LocalLauncher};
+use crate::launch::{LaunchPlan, Launcher, LocalLauncher, Program};
 use crate::observe::terminal::View;
 use crate::topology::Address;
 #[cfg(feature = "docker")]
@@ -45,20 +45,30 @@ pub(super) struct Site {
 }
 
 impl Prepared {
-    pub(super) fn new(config: &Config, manifest: &std::path::Path, view: &mut dyn View) -> Result<Self, RunError> {
+    /// Finds out what can be found out before anything is started, and gets everything ready that needs nobody else.
+    pub(super) fn new(
+        config: &Config,
+        manifest: &std::path::Path,
+        program: &Program,
+        view: &mut dyn View,
+    ) -> Result<Self, RunError> {
         match config.target {
             Kind::Local => Ok(Prepared::Local(LocalLauncher::new()?)),
             #[cfg(feature = "docker")]
             Kind::Docker => {
+                program.check_arguments()?;
                 // Asked first: an engine that is not there should not be found out about after a minute of packing.
                 let engine = (!config.dry_run).then(engine).transpose()?;
+                if let Some(engine) = &engine {
+                    limits(config).check(&config.topology, engine).map_err(super::ImageError::from)?;
+                }
                 let architecture = engine.as_ref().and_then(Engine::architecture);
                 let shipment = Box::new(Shipment::pack(config, manifest, architecture, view)?);
                 Ok(Prepared::Docker { shipment, engine })
             }
             #[cfg(not(feature = "docker"))]
             target @ Kind::Docker => {
-                let _ = (manifest, view);
+                let _ = (manifest, program, view);
                 Err(RunError::MissingFeature { target, feature: "docker" })
             }
         }
@@ -95,12 +105,12 @@ impl Prepared {
         text
     }
 
-    /// Brings what is needed to where it is needed.
-    pub(super) fn deliver(self, config: &Config, view: &mut dyn View) -> Result<Target, RunError> {
+    /// Brings what is needed for the run `name` to where it is needed.
+    pub(super) fn deliver(self, config: &Config, name: &str, view: &mut dyn View) -> Result<Target, RunError> {
         match self {
             Prepared::Local(launcher) => {
                 let site = local_site(&launcher, config);
-                let _ = view;
+                let _ = (name, view);
                 Ok(Target { launcher: Box::new(launcher), site, is_remote: false })
             }
             #[cfg(feature = "docker")]
@@ -108,7 +118,7 @@ impl Prepared {
                 let engine = engine.expect("only a dry run has none, and it delivers nothing");
                 let data_dir = shipment.data_dir();
                 let limits = shipment.limits;
-                let Delivered { image, id, program } = shipment.deliver(&engine, view)?;
+                let Delivered { image, id, program } = shipment.deliver(&engine, name, view)?;
                 let site = Site { servers: docker::addresses(&config.topology), cores: engine.cores(), data_dir };
                 let launcher = DockerLauncher::new(engine, image, limits).tidying(program.map(|program| (program, id)));
                 Ok(Target { launcher: Box::new(launcher), site, is_remote: true })

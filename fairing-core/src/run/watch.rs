@@ -45,6 +45,9 @@ const HEARSAY: Duration = HEARTBEAT;
 /// The signal of an end that is forced.
 const SIGKILL: i32 = 9;
 
+/// How long the start of the replicas may go on after an interrupt: what works is done by then, and a person still waits.
+const LAUNCH_GRACE: Duration = Duration::from_secs(3);
+
 /// What the watcher is told.
 pub(super) enum Message {
     Replica(ReplicaEvent),
@@ -103,7 +106,12 @@ impl Watch {
         let hashing = Hashing::start(hashes::program(), self.data_dir);
         let interrupts = Interrupts::count();
         let (replica_events, from_replicas) = sync_channel(QUEUE);
-        let launched = self.launcher.launch(&self.plan, replica_events.clone())?;
+        let (plan, launched) =
+            launch(self.launcher, self.plan, &replica_events, &interrupts, LAUNCH_GRACE).inspect_err(|error| {
+                if matches!(error, RunError::Killed) {
+                    view.say("stopped before the replicas were started; what there is of them is removed as soon as possible");
+                }
+            })?;
         let messages = self.messages.clone();
         std::thread::spawn(move || {
             for event in from_replicas {
@@ -114,7 +122,7 @@ impl Watch {
         });
         let ended = Arc::new(AtomicBool::new(false));
         let (messages, caller_ended) = (self.messages, ended.clone());
-        let (run, address) = (self.plan.run.clone(), self.plan.placements[0].servers[0].clone());
+        let (run, address) = (plan.run.clone(), plan.placements[0].servers[0].clone());
         let way = caller::Route::new(launched.way(), self.identity);
         std::thread::spawn(move || {
             caller::listen(&way, &address, &run, &caller_ended, |heard| {
@@ -132,7 +140,7 @@ impl Watch {
             tensorboard,
             metrics: Metrics::default(),
             folder: self.folder,
-            plan: self.plan,
+            plan,
             type_name: self.type_name,
             hyperparameters: self.hyperparameters,
             asking_git,
@@ -170,6 +178,42 @@ impl Watch {
             trained: None,
         };
         Ok(std::thread::spawn(move || watcher.run(&received)))
+    }
+}
+
+/// Starts the replicas; [`RunError::Killed`] if that is interrupted and goes on for longer than `grace`, or at a second
+/// interrupt.
+///
+/// In a thread of its own, since an engine may be stuck. Whatever it makes after that is removed: by that thread, or if the
+/// program ends by what ends replicas without a launcher.
+fn launch(
+    launcher: Box<dyn Launcher>,
+    plan: LaunchPlan,
+    events: &SyncSender<ReplicaEvent>,
+    interrupts: &Interrupts,
+    grace: Duration,
+) -> Result<(LaunchPlan, Box<dyn Launched>), RunError> {
+    let events = events.clone();
+    let (done, starting) = sync_channel(1);
+    std::thread::spawn(move || {
+        let launched = launcher.launch(&plan, events);
+        // With nobody waiting any more, what was started is dropped, which ends it.
+        let _ = done.send((plan, launched));
+    });
+    let mut interrupted: Option<Instant> = None;
+    loop {
+        match starting.recv_timeout(TICK) {
+            // An interrupt is left to the watcher, which ends a run that has not begun to train.
+            Ok((plan, launched)) => return Ok((plan, launched?)),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(RunError::Watcher("starting the replicas panicked".to_owned()));
+            }
+        }
+        let count = interrupts.so_far();
+        if count > 0 && (count > 1 || interrupted.get_or_insert_with(Instant::now).elapsed() >= grace) {
+            return Err(RunError::Killed);
+        }
     }
 }
 

@@ -55,7 +55,7 @@ use super::{LaunchError, LaunchPlan, Launched, Launcher, ReplicaEvent, Way};
 use crate::observe::events::{Exit, Stream};
 use crate::topology::{Address, Placement, Replica, Topology};
 
-pub use build::{BuildError, Dockerfile, Logins};
+pub use build::{BuildError, Dockerfile, Logins, check_dockerfile};
 pub use container::{Limits, RoleLimits, addresses, describe};
 pub use engine::{Engine, EngineError};
 pub use load::{LoadError, LoadProgress, Loaded, PROGRAM_LABEL, image_labels};
@@ -126,6 +126,7 @@ impl Launcher for DockerLauncher {
         events: SyncSender<ReplicaEvent>,
     ) -> Result<Box<dyn Launched>, LaunchError> {
         plan.check_payloads()?;
+        plan.program.check_arguments()?;
         let ending = Arc::<Ending>::default();
         let events = Events::new(events, ending.clone());
         // Fails before there is a guardian, which would go on removing what a second attempt makes.
@@ -150,11 +151,14 @@ impl Launcher for DockerLauncher {
             goes,
             way,
         };
-        // From here on a failure drops `run`, which removes what there is.
+        // From here on a failure ends `run`, which removes what there is.
         let network = container::network(&plan.run, now());
         let created = self.engine.docker().create_network(network);
         let created = self.engine.call(&format!("create the network `{}`", plan.run), created);
-        created.map_err(|error| run.settle(error.into()))?;
+        if let Err(error) = created {
+            let error = run.settle(error.into());
+            return Err(error.leaving(run.end()));
+        }
         let members = thread::scope(|scope| {
             let start = |(placement, payload)| {
                 let (run, events) = (&run, events.clone());
@@ -176,7 +180,7 @@ impl Launcher for DockerLauncher {
         }
         match failure {
             None => Ok(Box::new(run)),
-            Some(error) => Err(error),
+            Some(error) => Err(error.leaving(run.end())),
         }
     }
 }

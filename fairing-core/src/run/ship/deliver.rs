@@ -29,11 +29,11 @@ pub(crate) struct Delivered {
 }
 
 impl Shipment {
-    /// Brings the image to where the engine has it.
-    pub(crate) fn deliver(self, engine: &Engine, view: &mut dyn View) -> Result<Delivered, ImageError> {
+    /// Brings the image of the run `name` to where the engine has it.
+    pub(crate) fn deliver(self, engine: &Engine, name: &str, view: &mut dyn View) -> Result<Delivered, ImageError> {
         let keychain = Keychain::from_env(&ProcessEnv);
         let program = self.program();
-        let tag = tag(&self.manifest);
+        let tag = tag(&self.manifest, name);
         let (image, id) = match self.goods {
             Goods::Finished(reference) => {
                 let id = pull(engine, &keychain, &reference, view)?;
@@ -65,8 +65,8 @@ impl Shipment {
                     let login = login(engine, &keychain, &repository)?;
                     // An engine sends nothing without a tag.
                     let tag = tag.map_or_else(|| tag_of_image(&id), |tag| tag.to_string());
-                    let (name, tags) = (repository.to_string(), [tag]);
-                    image = engine.push_image(&id, &name, &tags, login.as_ref(), &mut transferred(view))?;
+                    let (repository, tags) = (repository.to_string(), [tag]);
+                    image = engine.push_image(&id, &repository, &tags, login.as_ref(), &mut transferred(view))?;
                     view.say(&format!("image {image} pushed by the engine"));
                 }
                 (image, id)
@@ -84,11 +84,12 @@ impl Shipment {
     }
 }
 
-/// A name that people can read, beside the digest that everything refers to: the commit of the folder, if there is one.
+/// A name that people can read, beside the digest that everything refers to: the commit of the folder, or else the name of
+/// the run. Never `latest`, which may be a user's own, and pushing it would move that.
 ///
-/// Without one there is no tag: `latest` may be a user's own, and pushing it would move that.
-fn tag(folder: &Path) -> Option<Tag> {
-    let commit = git::commit(folder, git::GIT_DEADLINE)?;
+/// It is no part of the image, so the digest does not depend on it.
+fn tag(folder: &Path, run: &str) -> Option<Tag> {
+    let Some(commit) = git::commit(folder, git::GIT_DEADLINE) else { return run.parse().ok() };
     let hash = &commit.id[..commit.id.len().min(COMMIT_DIGITS)];
     // What could not be found out in time counts as changed.
     let text = if commit.dirty == Some(false) { hash.to_owned() } else { format!("{hash}-dirty") };
@@ -285,11 +286,14 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
+    use crate::observe::run_folder::run_name;
 
     #[test]
-    fn an_image_is_tagged_with_the_commit_and_outside_of_git_not_at_all() {
+    fn an_image_is_tagged_with_the_commit_and_outside_of_git_with_the_run() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(tag(folder.path()), None);
+        let run = run_name("Fashion", std::time::SystemTime::UNIX_EPOCH);
+        let tag = |folder: &Path| tag(folder, &run);
+        assert_eq!(tag(folder.path()).unwrap().to_string(), run);
         let git = |arguments: &[&str]| {
             let mut git = Command::new("git");
             git.arg("-C").arg(folder.path()).args(["-c", "user.name=a", "-c", "user.email=a@example.org"]);
@@ -304,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_engine_pushes_outside_of_git_is_tagged_with_its_id() {
+    fn what_an_engine_pushes_without_another_tag_has_its_id() {
         let id = format!("sha256:{}", "0123456789abcdef".repeat(4));
         assert_eq!(tag_of_image(&id), "run-0123456789ab");
         assert!(tag_of_image(&id).parse::<Tag>().is_ok());

@@ -23,7 +23,7 @@ use crate::image::layer::LayerError;
 use crate::image::libraries::LibrariesError;
 use crate::image::static_build::StaticBuildError;
 use crate::image::{Architecture, Digest};
-use crate::launch::docker::{BuildError, EngineError, LoadError, RoleLimits, TransferError};
+use crate::launch::docker::{self, BuildError, EngineError, LoadError, RoleLimits, TransferError};
 use crate::observe::terminal::View;
 use crate::registry::{AuthError, BaseError, ClientError, PushError, Reference, ReferenceError, Repository, Settings};
 
@@ -135,6 +135,10 @@ impl Shipment {
         view: &mut dyn View,
     ) -> Result<Self, ImageError> {
         let wanted = &config.image;
+        // Named before the minute that packing may take.
+        if let (Builder::Docker, Some(path)) = (wanted.builder, &wanted.dockerfile) {
+            docker::check_dockerfile(path)?;
+        }
         let settings = Settings { registry_ca: wanted.registry_ca.clone(), plain_http: wanted.plain_http.clone() };
         let shipment = |goods| Self {
             goods,
