@@ -40,7 +40,7 @@ use crate::observe::terminal::{print, terminal};
 use crate::protocol::failure::Failure;
 use crate::runtime::Model;
 use crate::secure::{Authority, Identity, IdentityError};
-use crate::topology::{Member, Placement};
+use crate::topology::{Address, Member, Placement};
 use crate::training::DistributedTraining;
 
 pub(crate) use memory::train_in_memory;
@@ -263,7 +263,8 @@ pub(crate) fn start<T: DistributedTraining>(value: &T, options: &LaunchOptions) 
     let program = Program { arguments, ..Program::running() };
     let target = Prepared::new(&config, &surroundings.manifest, &program, view.as_mut())?;
     if config.dry_run {
-        let placements = placements(DRY_RUN, &config, &target.site(&config));
+        let servers = target.addresses(DRY_RUN, &config.topology);
+        let placements = placements(DRY_RUN, &config, &target.site(&config), &servers);
         let (run, variables) = (DRY_RUN.to_owned(), forwarded(&config));
         // Identities are issued for a run that will be.
         let identities = vec![Vec::new(); placements.len()];
@@ -275,7 +276,8 @@ pub(crate) fn start<T: DistributedTraining>(value: &T, options: &LaunchOptions) 
     let folder = RunFolder::create(&config.runs, &name)?;
     let name = folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
 
-    let placements = placements(&name, &config, &site);
+    let servers = launcher.addresses(&name, &config.topology);
+    let placements = placements(&name, &config, &site, &servers);
     let (identities, identity) = identities(&name, &placements, is_remote)?;
     let (run, variables) = (name.clone(), forwarded(&config));
     let plan = LaunchPlan { run, placements, program, variables, value: payload, identities };
@@ -345,14 +347,14 @@ fn identities(
     Ok((identities, Some(authority.issue(Member::Caller)?)))
 }
 
-fn placements(run: &str, config: &Config, site: &Site) -> Vec<Placement> {
+fn placements(run: &str, config: &Config, site: &Site, servers: &[Address]) -> Vec<Placement> {
     let placement = |replica| Placement {
         run: run.to_owned(),
         replica,
         topology: config.topology,
         seed: config.seed,
         threads: threads(site.cores, config),
-        servers: site.servers.clone(),
+        servers: servers.to_owned(),
         data_dir: site.data_dir.clone(),
         mode: config.mode,
         rejoin: config.rejoin,

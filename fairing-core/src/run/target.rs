@@ -7,7 +7,7 @@ use super::RunError;
 use crate::config::{Config, Target as Kind};
 use crate::launch::{LaunchPlan, Launcher, LocalLauncher, Program};
 use crate::observe::terminal::View;
-use crate::topology::Address;
+use crate::topology::{Address, Topology};
 #[cfg(feature = "docker")]
 use {
     super::ship::{Delivered, Shipment},
@@ -36,8 +36,6 @@ pub(super) struct Target {
 
 /// What a replica's placement says of where it is.
 pub(super) struct Site {
-    /// Where the servers listen, in the order of their shares.
-    pub(super) servers: Vec<Address>,
     /// Processor cores that all replicas share.
     pub(super) cores: u32,
     /// The data folder as a replica sees it.
@@ -77,12 +75,18 @@ impl Prepared {
     /// As far as it is known before anything is started.
     pub(super) fn site(&self, config: &Config) -> Site {
         match self {
-            Prepared::Local(launcher) => local_site(launcher, config),
+            Prepared::Local(_) => local_site(config),
             #[cfg(feature = "docker")]
-            Prepared::Docker { shipment, .. } => {
-                let servers = docker::addresses(&config.topology);
-                Site { servers, cores: cores(), data_dir: shipment.data_dir() }
-            }
+            Prepared::Docker { shipment, .. } => Site { cores: cores(), data_dir: shipment.data_dir() },
+        }
+    }
+
+    /// Where the servers of `run` would listen.
+    pub(super) fn addresses(&self, run: &str, topology: &Topology) -> Vec<Address> {
+        match self {
+            Prepared::Local(launcher) => launcher.addresses(run, topology),
+            #[cfg(feature = "docker")]
+            Prepared::Docker { .. } => docker::addresses(topology),
         }
     }
 
@@ -109,7 +113,7 @@ impl Prepared {
     pub(super) fn deliver(self, config: &Config, name: &str, view: &mut dyn View) -> Result<Target, RunError> {
         match self {
             Prepared::Local(launcher) => {
-                let site = local_site(&launcher, config);
+                let site = local_site(config);
                 let _ = (name, view);
                 Ok(Target { launcher: Box::new(launcher), site, is_remote: false })
             }
@@ -119,7 +123,7 @@ impl Prepared {
                 let data_dir = shipment.data_dir();
                 let limits = shipment.limits;
                 let Delivered { image, id, program } = shipment.deliver(&engine, name, view)?;
-                let site = Site { servers: docker::addresses(&config.topology), cores: engine.cores(), data_dir };
+                let site = Site { cores: engine.cores(), data_dir };
                 let launcher = DockerLauncher::new(engine, image, limits).tidying(program.map(|program| (program, id)));
                 Ok(Target { launcher: Box::new(launcher), site, is_remote: true })
             }
@@ -127,8 +131,8 @@ impl Prepared {
     }
 }
 
-fn local_site(launcher: &LocalLauncher, config: &Config) -> Site {
-    Site { servers: launcher.addresses("", &config.topology), cores: cores(), data_dir: config.data_dir.clone() }
+fn local_site(config: &Config) -> Site {
+    Site { cores: cores(), data_dir: config.data_dir.clone() }
 }
 
 /// The cores of this machine.
