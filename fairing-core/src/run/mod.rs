@@ -40,7 +40,7 @@ use crate::observe::terminal::{print, terminal};
 use crate::protocol::failure::Failure;
 use crate::runtime::Model;
 use crate::secure::{Authority, Identity, IdentityError};
-use crate::topology::{Member, Placement};
+use crate::topology::{JOIN, KEEP_RESULT, Member, Placement};
 use crate::training::DistributedTraining;
 
 pub(crate) use memory::train_in_memory;
@@ -351,6 +351,8 @@ fn placements(run: &str, config: &Config, site: &Site) -> Vec<Placement> {
         data_dir: site.data_dir.clone(),
         mode: config.mode,
         rejoin: config.rejoin,
+        join: JOIN,
+        keep_result: KEEP_RESULT,
     };
     config.topology.replicas().map(placement).collect()
 }
