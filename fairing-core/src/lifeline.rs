@@ -1,4 +1,4 @@
-//! What ties a replica to its launcher, from before `main` on.
+//! What a replica gets from its launcher, and what ties it to it, from before `main` on.
 //!
 //! The launcher gives each replica a pipe as standard input, writes the [`Payload`] into it and then keeps the write end
 //! open for as long as it lives. A constructor that runs before `main` moves the pipe out of the program's sight and
@@ -7,9 +7,13 @@
 //!
 //! A parent-death signal would not do: it follows the thread that spawned the replica, not the launcher's process.
 //! The other end of the pipe is in [`crate::launch`].
+//!
+//! In a cluster nobody is at a replica's standard input, and it is to live on without its launcher. There
+//! [`FOLDER`] names a folder in which somebody has put the same payload as two files, [`VALUE_FILE`] and
+//! [`IDENTITY_FILE`]. Whoever started the replica also ends it.
 
 use std::ffi::OsStr;
-use std::io::{self, Write};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,10 +27,10 @@ use rustix::process::{Pid, Signal};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag::register_conditional_shutdown;
 
-use crate::config::ProcessEnv;
+use crate::config::{Env as _, ProcessEnv};
 use crate::exit::ExitCode;
 use crate::relay;
-use crate::topology::{Address, Placement};
+use crate::topology::{Address, FOLDER, Placement};
 
 /// Time from a replica's start to its first `launch()`. A `main` that parses arguments takes milliseconds; one that
 /// takes this long does work that only the launcher's process should do.
@@ -35,6 +39,15 @@ pub const LAUNCH_DEADLINE: Duration = Duration::from_secs(30);
 /// Largest payload. It holds the annotated value, not data or parameters, so more than this is a mistake such as a data
 /// set in a field; the bound keeps a wrong length from becoming an allocation.
 pub const MAX_PAYLOAD_BYTES: u64 = 512 << 20;
+
+/// The file with [`Payload::value`] in the folder that [`FOLDER`] names.
+pub const VALUE_FILE: &str = "value";
+
+/// The file with [`Payload::identity`] in the same folder. In a folder of its own, since a replica is given only its own.
+pub const IDENTITY_FILE: &str = "own/identity";
+
+/// Largest file with an identity; one takes about a kilobyte.
+const MAX_IDENTITY_BYTES: u64 = 64 << 10;
 
 /// How the name of a run's private folder begins; a replica whose launcher died removes nothing else.
 pub(crate) const PRIVATE_FOLDER_PREFIX: &str = "fairing-";
@@ -52,7 +65,7 @@ const WATCHER: &str = "fairing-lifeline";
 const READ_BYTES: usize = 64 << 10;
 
 static START_DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
-/// The process that started this replica.
+/// The process that started this replica and holds its pipe.
 static LAUNCHER: OnceLock<Option<Pid>> = OnceLock::new();
 static ATTACHED: AtomicBool = AtomicBool::new(false);
 static REACHED_LAUNCH: AtomicBool = AtomicBool::new(false);
@@ -77,7 +90,7 @@ impl fmt::Debug for Payload {
 }
 
 /// Failure to get what the launcher sent. Returned by [`payload`].
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LifelineError {
     /// This process has no launcher at the other end of its standard input.
@@ -88,6 +101,17 @@ pub enum LifelineError {
     TimedOut {
         /// How long it was waited for.
         waited: Duration,
+    },
+    /// A file that should hold a part of the payload cannot be read.
+    #[error(
+        "cannot read `{}`, which should hold a part of what the launcher sent: {source} (`{FOLDER}` names the folder)",
+        path.display()
+    )]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
     },
     /// The launcher announced more than [`MAX_PAYLOAD_BYTES`].
     #[error("the launcher announced a payload of {size_bytes} bytes ({MAX_PAYLOAD_BYTES} at most)")]
@@ -105,7 +129,7 @@ pub fn start_directory() -> &'static Path {
     START_DIRECTORY.get_or_init(current_directory)
 }
 
-/// Whether a launcher holds the other end of this process's lifeline.
+/// Whether this process is a replica: a launcher holds the other end of its lifeline, or its payload is in a folder.
 ///
 /// Placement variables alone do not make a replica: its own children inherit them.
 pub fn is_attached() -> bool {
@@ -148,6 +172,7 @@ pub fn reached_launch() {
 /// - [`LifelineError::NotAttached`] in a process that no launcher started.
 /// - [`LifelineError::TimedOut`] if the payload is not complete in time; the call may be repeated.
 /// - [`LifelineError::TooLarge`] if more than [`MAX_PAYLOAD_BYTES`] were announced.
+/// - [`LifelineError::Unreadable`] if a file of the folder is missing, is no file, is too large or cannot be read.
 /// - [`LifelineError::Taken`] from the second call on.
 pub fn payload(timeout: Duration) -> Result<Payload, LifelineError> {
     if !is_attached() {
@@ -158,6 +183,7 @@ pub fn payload(timeout: Duration) -> Result<Payload, LifelineError> {
         PAYLOAD_CHANGED.wait_timeout_while(lock_payload(), timeout, pending).unwrap_or_else(PoisonError::into_inner);
     match std::mem::replace(&mut *delivery, Delivery::Taken) {
         Delivery::Ready(result) => result,
+        Delivery::InFolder(folder) => read_folder(&folder),
         Delivery::Taken => Err(LifelineError::Taken),
         Delivery::Pending => {
             *delivery = Delivery::Pending;
@@ -166,12 +192,13 @@ pub fn payload(timeout: Duration) -> Result<Payload, LifelineError> {
     }
 }
 
-/// Ends what this replica has started. To be called right before the replica ends by itself.
+/// Ends what this replica has started. To be called right before the replica ends by itself. A container of a cluster needs
+/// no help with that: it ends with its first process.
 ///
 /// The launcher does it too, unless it has just died: then other replicas end, and a replica that ends because of them
 /// could do so before its own lifeline has told it, and leave its children behind.
 pub(crate) fn end_children() {
-    if !is_attached() {
+    if LAUNCHER.get().is_none() {
         return;
     }
     if leads_its_group() && !join_launchers_group() {
@@ -217,6 +244,8 @@ fn kill_own_group() {
 enum Delivery {
     Pending,
     Ready(Result<Payload, LifelineError>),
+    /// Read when it is wanted: whoever mounted the folder did so before the replica's start.
+    InFolder(PathBuf),
     Taken,
 }
 
@@ -237,14 +266,25 @@ fn attach() {
     if rustix::process::getpid().is_init() {
         end_at_termination();
     }
-    let Some(pipe) = take_stdin() else { return };
+    let folder = ProcessEnv.get(FOLDER).map(PathBuf::from);
+    let pipe = if folder.is_none() { take_stdin() } else { None };
     // Read here, while no other thread can change the environment.
     let placement = Placement::from_env(&ProcessEnv).ok();
     let launch_by = Instant::now() + LAUNCH_DEADLINE;
-    LAUNCHER.get_or_init(rustix::process::getppid);
+    let watch: Box<dyn FnOnce() + Send> = match (folder, pipe) {
+        (Some(folder), _) => {
+            *lock_payload() = Delivery::InFolder(start_directory().join(folder));
+            Box::new(move || expect_launch(placement.as_ref(), launch_by))
+        }
+        (None, Some(pipe)) => {
+            LAUNCHER.get_or_init(rustix::process::getppid);
+            Box::new(move || hold(&pipe, placement.as_ref(), launch_by))
+        }
+        (None, None) => return,
+    };
     ATTACHED.store(true, Ordering::Release);
     let watcher = thread::Builder::new().name(WATCHER.into());
-    if let Err(error) = watcher.spawn(move || hold(&pipe, placement.as_ref(), launch_by)) {
+    if let Err(error) = watcher.spawn(watch) {
         // Unwatched, the replica could outlive its launcher.
         complain(&format!("cannot watch the launcher: {error}"));
         ExitCode::Configuration.exit();
@@ -299,16 +339,52 @@ fn hold(pipe: &OwnedFd, placement: Option<&Placement>, launch_by: Instant) {
             // The first process of a container cannot kill itself; the others in it end with it.
             ExitCode::LostPeer.exit();
         }
-        End::NeverLaunched => {
-            let name = placement.map_or_else(|| "this replica".to_owned(), |placement| placement.replica.to_string());
-            complain(&format!(
-                "{name} did not reach `launch()` within {} s of its start (`main` runs in every replica: skip what only \
-                 the caller needs where `fairing_core::in_replica()` is true)",
-                LAUNCH_DEADLINE.as_secs()
-            ));
-            ExitCode::NeverLaunched.exit();
-        }
+        End::NeverLaunched => end_unlaunched(placement),
     }
+}
+
+/// Of a replica without a pipe only its way to `launch()` is watched.
+fn expect_launch(placement: Option<&Placement>, launch_by: Instant) {
+    thread::sleep(launch_by.saturating_duration_since(Instant::now()));
+    if !REACHED_LAUNCH.load(Ordering::Acquire) {
+        end_unlaunched(placement);
+    }
+}
+
+fn end_unlaunched(placement: Option<&Placement>) -> ! {
+    let name = placement.map_or_else(|| "this replica".to_owned(), |placement| placement.replica.to_string());
+    complain(&format!(
+        "{name} did not reach `launch()` within {} s of its start (`main` runs in every replica: skip what only the \
+         caller needs where `fairing_core::in_replica()` is true)",
+        LAUNCH_DEADLINE.as_secs()
+    ));
+    ExitCode::NeverLaunched.exit();
+}
+
+/// Reads a payload that lies in files.
+fn read_folder(folder: &Path) -> Result<Payload, LifelineError> {
+    let value = read_file(&folder.join(VALUE_FILE), MAX_PAYLOAD_BYTES)?;
+    let identity = read_file(&folder.join(IDENTITY_FILE), MAX_IDENTITY_BYTES)?;
+    Ok(Payload { value, identity })
+}
+
+fn read_file(path: &Path, most_bytes: u64) -> Result<Vec<u8>, LifelineError> {
+    let read = || {
+        let file = fs::File::open(path)?;
+        let metadata = file.metadata()?;
+        // Asked before anything is read: a device gives bytes without end.
+        if !metadata.is_file() {
+            return Err(io::Error::other("it is no file"));
+        }
+        if metadata.len() > most_bytes {
+            return Err(io::Error::other(format!("it has {} bytes ({most_bytes} at most)", metadata.len())));
+        }
+        let mut bytes = Vec::with_capacity(metadata.len() as usize);
+        // A file that grows meanwhile is none that was mounted for this replica.
+        file.take(most_bytes).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    read().map_err(|source| LifelineError::Unreadable { path: path.to_owned(), source })
 }
 
 fn complain(message: &str) {
@@ -419,7 +495,7 @@ mod tests {
     use super::*;
 
     /// Lets [`watch`] read `sent`, after which the launcher "dies", and returns what it delivered.
-    fn watched(sent: &[u8]) -> (End, Option<Result<Payload, LifelineError>>) {
+    fn watched(sent: &[u8]) -> (End, Option<Result<Payload, String>>) {
         let (read_end, mut write_end) = io::pipe().unwrap();
         let mut delivered = None;
         let end = thread::scope(|scope| {
@@ -427,7 +503,7 @@ mod tests {
             let launch_by = Instant::now() + LAUNCH_DEADLINE;
             watch(&read_end, launch_by, &AtomicBool::new(true), |result| delivered = Some(result))
         });
-        (end, delivered)
+        (end, delivered.map(|result| result.map_err(|error: LifelineError| error.to_string())))
     }
 
     #[test]
@@ -462,7 +538,7 @@ mod tests {
         for (value_bytes, identity_bytes) in [(MAX_PAYLOAD_BYTES, 1), (1, MAX_PAYLOAD_BYTES), (u64::MAX, u64::MAX)] {
             let sent = [value_bytes.to_le_bytes(), identity_bytes.to_le_bytes()].concat();
             let error = LifelineError::TooLarge { size_bytes: value_bytes.saturating_add(identity_bytes) };
-            assert_eq!(watched(&sent), (End::LauncherGone, Some(Err(error))));
+            assert_eq!(watched(&sent), (End::LauncherGone, Some(Err(error.to_string()))));
         }
     }
 
@@ -483,6 +559,32 @@ mod tests {
 
     #[test]
     fn process_without_launcher_has_no_payload() {
-        assert_eq!(payload(Duration::ZERO), Err(LifelineError::NotAttached));
+        assert!(matches!(payload(Duration::ZERO), Err(LifelineError::NotAttached)));
+    }
+
+    #[test]
+    fn a_folder_holds_both_parts_and_whatever_is_wrong_with_a_file_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let (value, identity) = (folder.path().join(VALUE_FILE), folder.path().join(IDENTITY_FILE));
+        let complaint = |path: &Path| {
+            let complaint = read_folder(folder.path()).unwrap_err().to_string();
+            let rest = complaint.strip_prefix(&format!("cannot read `{}`, ", path.display())).expect(&complaint);
+            assert!(rest.contains("FAIRING_PLACEMENT_FOLDER"), "{rest}");
+            rest.to_owned()
+        };
+        assert!(complaint(&value).contains("No such file"));
+        fs::write(&value, b"value").unwrap();
+        assert!(complaint(&identity).contains("No such file"));
+        fs::create_dir_all(&identity).unwrap();
+        assert!(complaint(&identity).contains("it is no file"));
+        fs::remove_dir(&identity).unwrap();
+        fs::write(&identity, b"key").unwrap();
+        let payload = Payload { value: b"value".to_vec(), identity: b"key".to_vec() };
+        assert_eq!(read_folder(folder.path()).unwrap(), payload);
+        fs::File::create(&identity).unwrap().set_len(MAX_IDENTITY_BYTES + 1).unwrap();
+        assert!(complaint(&identity).contains("it has 65537 bytes (65536 at most)"));
+        // Sparse: nothing of it is on the disk.
+        fs::File::create(&value).unwrap().set_len(MAX_PAYLOAD_BYTES + 1).unwrap();
+        assert!(complaint(&value).contains("at most"));
     }
 }

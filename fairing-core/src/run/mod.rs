@@ -40,7 +40,7 @@ use crate::observe::terminal::{print, terminal};
 use crate::protocol::failure::Failure;
 use crate::runtime::Model;
 use crate::secure::{Authority, Identity, IdentityError};
-use crate::topology::{Address, Member, Placement};
+use crate::topology::{Address, JOIN, KEEP_RESULT, Member, Placement};
 use crate::training::DistributedTraining;
 
 pub(crate) use memory::train_in_memory;
@@ -358,6 +358,8 @@ fn placements(run: &str, config: &Config, site: &Site, servers: &[Address]) -> V
         data_dir: site.data_dir.clone(),
         mode: config.mode,
         rejoin: config.rejoin,
+        join: JOIN,
+        keep_result: KEEP_RESULT,
     };
     config.topology.replicas().map(placement).collect()
 }

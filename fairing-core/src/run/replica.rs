@@ -9,7 +9,7 @@ use crate::__private::Travels;
 use crate::config::ProcessEnv;
 use crate::exit::ExitCode;
 use crate::lifeline;
-use crate::protocol::deadline::{FAREWELL, LEASE};
+use crate::protocol::deadline::{self, FAREWELL, LEASE};
 use crate::protocol::failure::{Failure, FailureKind};
 use crate::protocol::message::Position;
 use crate::protocol::tcp::Tls;
@@ -80,6 +80,9 @@ pub(crate) fn dispatch<T: DistributedTraining>(value: &[u8], identity: Option<Id
         Ok(placement) => placement,
         Err(error) => return refuse(&error.to_string()),
     };
+    if let Err(reason) = deadline::check(&placement) {
+        return refuse(&format!("the placement cannot be used: {reason}"));
+    }
     let value: T = match T::from_bytes(value) {
         Ok(value) => value,
         Err(error) => return refuse(&format!("cannot read the value of `{}`: {error}", T::NAME)),

@@ -25,11 +25,11 @@ use crate::observe::run_folder::{LogFiles, RunFolder};
 use crate::observe::tensorboard::TensorBoard;
 use crate::observe::terminal::View;
 use crate::protocol::connection::Connection;
-use crate::protocol::deadline::{GRACE, HEARTBEAT, JOIN, WORST_LOSS, WORST_WAIT};
+use crate::protocol::deadline::{GRACE, HEARTBEAT, WORST_LOSS, WORST_WAIT};
 use crate::protocol::failure::{Failure, FailureKind};
 use crate::protocol::message::{FromCoordinator, Numbered, ToCoordinator, WorkerEnd};
 use crate::secure::Identity;
-use crate::topology::{Rank, Replica, Role, Topology};
+use crate::topology::{Placement, Rank, Replica, Role, Topology};
 
 /// Messages that may wait for the watcher; a replica that writes faster than the terminal shows waits itself.
 pub(super) const QUEUE: usize = 1024;
@@ -122,10 +122,10 @@ impl Watch {
         });
         let ended = Arc::new(AtomicBool::new(false));
         let (messages, caller_ended) = (self.messages, ended.clone());
-        let (run, address) = (plan.run.clone(), plan.placements[0].servers[0].clone());
+        let Placement { run, servers, join, .. } = plan.placements[0].clone();
         let way = caller::Route::new(launched.way(), self.identity);
         std::thread::spawn(move || {
-            caller::listen(&way, &address, &run, &caller_ended, |heard| {
+            caller::listen(&way, &servers[0], &run, join, &caller_ended, |heard| {
                 messages.send(Message::Coordinator(heard)).is_ok()
             });
         });
@@ -596,7 +596,7 @@ impl Watcher {
         }
         let written = self.tensorboard.tick(now);
         self.keep(written.map_err(RunError::from));
-        if self.joined.is_empty() && self.spawned.elapsed() > JOIN + GRACE {
+        if self.joined.is_empty() && self.spawned.elapsed() > self.plan.placements[0].join + GRACE {
             self.end_by(now);
         }
         if self.verdict.take_if(|verdict| *verdict <= now).is_some()

@@ -26,7 +26,7 @@ use fairing_core::launch::docker::{DockerLauncher, Engine as Connection, Limits,
 use fairing_core::launch::{LaunchError, LaunchPlan, Launched, Launcher, Program, ReplicaEvent};
 use fairing_core::lifeline;
 use fairing_core::observe::events::{Exit, Stream};
-use fairing_core::topology::{Mode, Placement, Replica, Topology};
+use fairing_core::topology::{JOIN, KEEP_RESULT, Mode, Placement, Replica, Topology};
 
 use engine::Engine;
 use harness::tests;
@@ -267,6 +267,8 @@ impl Run {
             data_dir: None,
             mode: Mode::Sync,
             rejoin: Duration::ZERO,
+            join: JOIN,
+            keep_result: KEEP_RESULT,
         };
         let arguments: Vec<OsString> = ["replica", behaviour].map(OsString::from).into();
         let plan = LaunchPlan {
