@@ -61,6 +61,7 @@ impl Prepared {
                 let _ = (manifest, view);
                 Err(RunError::MissingFeature { target, feature: "docker" })
             }
+            target @ Kind::Kubernetes => Err(RunError::MissingFeature { target, feature: "kubernetes" }),
         }
     }
 
