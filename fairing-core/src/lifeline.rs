@@ -1,22 +1,25 @@
-//! What ties a replica to its launcher, from before `main` on.
+//! What a replica gets from its launcher, and what ties it to it, from before `main` on.
 //!
-//! The launcher gives each replica a pipe as standard input, writes the payload into it and then keeps the write end
+//! The launcher gives each replica a pipe as standard input, writes the [`Payload`] into it and then keeps the write end
 //! open for as long as it lives. A constructor that runs before `main` moves the pipe out of the program's sight and
 //! starts a thread that reads the payload and then waits for end of file, which comes when the launcher is gone,
 //! however it died. Then the replica ends with its whole process group, also while it is still in its `main`.
 //!
 //! A parent-death signal would not do: it follows the thread that spawned the replica, not the launcher's process.
 //! The other end of the pipe is in [`crate::launch`].
+//!
+//! In a cluster nobody is at a replica's standard input, and it is to live on without its launcher. There
+//! [`FOLDER`] names a folder in which somebody has put the same payload as two files, [`VALUE_FILE`] and
+//! [`IDENTITY_FILE`]. Whoever started the replica also ends it.
 
 use std::ffi::OsStr;
-use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{fmt, fs, thread};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode, OFlags};
@@ -24,10 +27,10 @@ use rustix::process::{Pid, Signal};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag::register_conditional_shutdown;
 
-use crate::config::ProcessEnv;
+use crate::config::{Env as _, ProcessEnv};
 use crate::exit::ExitCode;
 use crate::relay;
-use crate::topology::{Address, Placement};
+use crate::topology::{Address, FOLDER, Placement};
 
 /// Time from a replica's start to its first `launch()`. A `main` that parses arguments takes milliseconds; one that
 /// takes this long does work that only the launcher's process should do.
@@ -36,6 +39,15 @@ pub const LAUNCH_DEADLINE: Duration = Duration::from_secs(30);
 /// Largest payload. It holds the annotated value, not data or parameters, so more than this is a mistake such as a data
 /// set in a field; the bound keeps a wrong length from becoming an allocation.
 pub const MAX_PAYLOAD_BYTES: u64 = 512 << 20;
+
+/// The file with [`Payload::value`] in the folder that [`FOLDER`] names.
+pub const VALUE_FILE: &str = "value";
+
+/// The file with [`Payload::identity`] in the same folder. In a folder of its own, since a replica is given only its own.
+pub const IDENTITY_FILE: &str = "own/identity";
+
+/// Largest file with an identity; one takes about a kilobyte.
+const MAX_IDENTITY_BYTES: u64 = 64 << 10;
 
 /// How the name of a run's private folder begins; a replica whose launcher died removes nothing else.
 pub(crate) const PRIVATE_FOLDER_PREFIX: &str = "fairing-";
@@ -46,19 +58,39 @@ const LOWEST_DESCRIPTOR: i32 = 10;
 /// How long a replica that finds its launcher gone waits to be ended by its lifeline, which takes microseconds.
 const LIFELINE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Name of the thread that holds the lifeline.
+const WATCHER: &str = "fairing-lifeline";
+
 /// Bytes taken from the pipe at once: what a Linux pipe holds.
 const READ_BYTES: usize = 64 << 10;
 
 static START_DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
-/// The process that started this replica.
+/// The process that started this replica and holds its pipe.
 static LAUNCHER: OnceLock<Option<Pid>> = OnceLock::new();
 static ATTACHED: AtomicBool = AtomicBool::new(false);
 static REACHED_LAUNCH: AtomicBool = AtomicBool::new(false);
-static PAYLOAD: Mutex<Payload> = Mutex::new(Payload::Pending);
+static PAYLOAD: Mutex<Delivery> = Mutex::new(Delivery::Pending);
 static PAYLOAD_CHANGED: Condvar = Condvar::new();
 
+/// What the launcher sent.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Payload {
+    /// What every replica of the run gets.
+    pub value: Vec<u8>,
+    /// What this one proves with who it is; empty where only the run's own processes can reach it.
+    pub identity: Vec<u8>,
+}
+
+impl fmt::Debug for Payload {
+    /// Without the bytes: the value may be anything, and the identity holds a key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (value_bytes, identity_bytes) = (self.value.len(), self.identity.len());
+        write!(f, "Payload({value_bytes} + {identity_bytes} bytes)")
+    }
+}
+
 /// Failure to get what the launcher sent. Returned by [`payload`].
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LifelineError {
     /// This process has no launcher at the other end of its standard input.
@@ -69,6 +101,17 @@ pub enum LifelineError {
     TimedOut {
         /// How long it was waited for.
         waited: Duration,
+    },
+    /// A file that should hold a part of the payload cannot be read.
+    #[error(
+        "cannot read `{}`, which should hold a part of what the launcher sent: {source} (`{FOLDER}` names the folder)",
+        path.display()
+    )]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
     },
     /// The launcher announced more than [`MAX_PAYLOAD_BYTES`].
     #[error("the launcher announced a payload of {size_bytes} bytes ({MAX_PAYLOAD_BYTES} at most)")]
@@ -86,11 +129,32 @@ pub fn start_directory() -> &'static Path {
     START_DIRECTORY.get_or_init(current_directory)
 }
 
-/// Whether a launcher holds the other end of this process's lifeline.
+/// Whether this process is a replica: a launcher holds the other end of its lifeline, or its payload is in a folder.
 ///
 /// Placement variables alone do not make a replica: its own children inherit them.
 pub fn is_attached() -> bool {
     ATTACHED.load(Ordering::Acquire)
+}
+
+/// Whether this is a container of a run whose first process holds no lifeline, so that nobody in it can be the replica: an
+/// entry script stands between the engine and the program, or has taken its standard input.
+///
+/// A child of a replica is none of that. It has the variables too, and may start a run of its own.
+#[cfg(feature = "image")]
+pub(crate) fn is_cut_off() -> bool {
+    let is_tls = |address: &Address| matches!(address, Address::Tls { .. });
+    !is_attached()
+        && Placement::from_env(&ProcessEnv).is_ok_and(|placement| placement.servers.iter().any(is_tls))
+        && holds_lifeline(1) == Some(false)
+}
+
+/// Whether a thread of the process is a lifeline's; `None` if that cannot be seen.
+#[cfg(feature = "image")]
+fn holds_lifeline(process: u32) -> Option<bool> {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).ok()?.filter_map(Result::ok);
+    let mut names = threads.filter_map(|thread| fs::read_to_string(thread.path().join("comm")).ok());
+    // The system keeps 15 bytes of a thread's name.
+    Some(names.any(|name| name.trim_end() == &WATCHER[..15]))
 }
 
 /// Tells the watchdog that this replica reached `launch()`; without it the replica ends [`LAUNCH_DEADLINE`] after its
@@ -108,30 +172,33 @@ pub fn reached_launch() {
 /// - [`LifelineError::NotAttached`] in a process that no launcher started.
 /// - [`LifelineError::TimedOut`] if the payload is not complete in time; the call may be repeated.
 /// - [`LifelineError::TooLarge`] if more than [`MAX_PAYLOAD_BYTES`] were announced.
+/// - [`LifelineError::Unreadable`] if a file of the folder is missing, is no file, is too large or cannot be read.
 /// - [`LifelineError::Taken`] from the second call on.
-pub fn payload(timeout: Duration) -> Result<Vec<u8>, LifelineError> {
+pub fn payload(timeout: Duration) -> Result<Payload, LifelineError> {
     if !is_attached() {
         return Err(LifelineError::NotAttached);
     }
-    let pending = |payload: &mut Payload| matches!(payload, Payload::Pending);
-    let (mut payload, _) =
+    let pending = |delivery: &mut Delivery| matches!(delivery, Delivery::Pending);
+    let (mut delivery, _) =
         PAYLOAD_CHANGED.wait_timeout_while(lock_payload(), timeout, pending).unwrap_or_else(PoisonError::into_inner);
-    match std::mem::replace(&mut *payload, Payload::Taken) {
-        Payload::Ready(result) => result,
-        Payload::Taken => Err(LifelineError::Taken),
-        Payload::Pending => {
-            *payload = Payload::Pending;
+    match std::mem::replace(&mut *delivery, Delivery::Taken) {
+        Delivery::Ready(result) => result,
+        Delivery::InFolder(folder) => read_folder(&folder),
+        Delivery::Taken => Err(LifelineError::Taken),
+        Delivery::Pending => {
+            *delivery = Delivery::Pending;
             Err(LifelineError::TimedOut { waited: timeout })
         }
     }
 }
 
-/// Ends what this replica has started. To be called right before the replica ends by itself.
+/// Ends what this replica has started. To be called right before the replica ends by itself. A container of a cluster needs
+/// no help with that: it ends with its first process.
 ///
 /// The launcher does it too, unless it has just died: then other replicas end, and a replica that ends because of them
 /// could do so before its own lifeline has told it, and leave its children behind.
 pub(crate) fn end_children() {
-    if !is_attached() {
+    if LAUNCHER.get().is_none() {
         return;
     }
     if leads_its_group() && !join_launchers_group() {
@@ -173,13 +240,16 @@ fn kill_own_group() {
     let _ = rustix::process::kill_process_group(rustix::process::getpid(), Signal::KILL);
 }
 
-enum Payload {
+/// How far the payload is on its way from the launcher to whoever calls [`payload`].
+enum Delivery {
     Pending,
-    Ready(Result<Vec<u8>, LifelineError>),
+    Ready(Result<Payload, LifelineError>),
+    /// Read when it is wanted: whoever mounted the folder did so before the replica's start.
+    InFolder(PathBuf),
     Taken,
 }
 
-fn lock_payload() -> MutexGuard<'static, Payload> {
+fn lock_payload() -> MutexGuard<'static, Delivery> {
     PAYLOAD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -196,14 +266,25 @@ fn attach() {
     if rustix::process::getpid().is_init() {
         end_at_termination();
     }
-    let Some(pipe) = take_stdin() else { return };
+    let folder = ProcessEnv.get(FOLDER).map(PathBuf::from);
+    let pipe = if folder.is_none() { take_stdin() } else { None };
     // Read here, while no other thread can change the environment.
     let placement = Placement::from_env(&ProcessEnv).ok();
     let launch_by = Instant::now() + LAUNCH_DEADLINE;
-    LAUNCHER.get_or_init(rustix::process::getppid);
+    let watch: Box<dyn FnOnce() + Send> = match (folder, pipe) {
+        (Some(folder), _) => {
+            *lock_payload() = Delivery::InFolder(start_directory().join(folder));
+            Box::new(move || expect_launch(placement.as_ref(), launch_by))
+        }
+        (None, Some(pipe)) => {
+            LAUNCHER.get_or_init(rustix::process::getppid);
+            Box::new(move || hold(&pipe, placement.as_ref(), launch_by))
+        }
+        (None, None) => return,
+    };
     ATTACHED.store(true, Ordering::Release);
-    let watcher = thread::Builder::new().name("fairing-lifeline".into());
-    if let Err(error) = watcher.spawn(move || hold(&pipe, placement.as_ref(), launch_by)) {
+    let watcher = thread::Builder::new().name(WATCHER.into());
+    if let Err(error) = watcher.spawn(watch) {
         // Unwatched, the replica could outlive its launcher.
         complain(&format!("cannot watch the launcher: {error}"));
         ExitCode::Configuration.exit();
@@ -244,7 +325,7 @@ fn take_stdin() -> Option<OwnedFd> {
 
 fn hold(pipe: &OwnedFd, placement: Option<&Placement>, launch_by: Instant) {
     let deliver = |result| {
-        *lock_payload() = Payload::Ready(result);
+        *lock_payload() = Delivery::Ready(result);
         PAYLOAD_CHANGED.notify_all();
     };
     match watch(pipe, launch_by, &REACHED_LAUNCH, deliver) {
@@ -258,16 +339,52 @@ fn hold(pipe: &OwnedFd, placement: Option<&Placement>, launch_by: Instant) {
             // The first process of a container cannot kill itself; the others in it end with it.
             ExitCode::LostPeer.exit();
         }
-        End::NeverLaunched => {
-            let name = placement.map_or_else(|| "this replica".to_owned(), |placement| placement.replica.to_string());
-            complain(&format!(
-                "{name} did not reach `launch()` within {} s of its start (`main` runs in every replica: skip what only \
-                 the caller needs where `fairing_core::in_replica()` is true)",
-                LAUNCH_DEADLINE.as_secs()
-            ));
-            ExitCode::NeverLaunched.exit();
-        }
+        End::NeverLaunched => end_unlaunched(placement),
     }
+}
+
+/// Of a replica without a pipe only its way to `launch()` is watched.
+fn expect_launch(placement: Option<&Placement>, launch_by: Instant) {
+    thread::sleep(launch_by.saturating_duration_since(Instant::now()));
+    if !REACHED_LAUNCH.load(Ordering::Acquire) {
+        end_unlaunched(placement);
+    }
+}
+
+fn end_unlaunched(placement: Option<&Placement>) -> ! {
+    let name = placement.map_or_else(|| "this replica".to_owned(), |placement| placement.replica.to_string());
+    complain(&format!(
+        "{name} did not reach `launch()` within {} s of its start (`main` runs in every replica: skip what only the \
+         caller needs where `fairing_core::in_replica()` is true)",
+        LAUNCH_DEADLINE.as_secs()
+    ));
+    ExitCode::NeverLaunched.exit();
+}
+
+/// Reads a payload that lies in files.
+fn read_folder(folder: &Path) -> Result<Payload, LifelineError> {
+    let value = read_file(&folder.join(VALUE_FILE), MAX_PAYLOAD_BYTES)?;
+    let identity = read_file(&folder.join(IDENTITY_FILE), MAX_IDENTITY_BYTES)?;
+    Ok(Payload { value, identity })
+}
+
+fn read_file(path: &Path, most_bytes: u64) -> Result<Vec<u8>, LifelineError> {
+    let read = || {
+        let file = fs::File::open(path)?;
+        let metadata = file.metadata()?;
+        // Asked before anything is read: a device gives bytes without end.
+        if !metadata.is_file() {
+            return Err(io::Error::other("it is no file"));
+        }
+        if metadata.len() > most_bytes {
+            return Err(io::Error::other(format!("it has {} bytes ({most_bytes} at most)", metadata.len())));
+        }
+        let mut bytes = Vec::with_capacity(metadata.len() as usize);
+        // A file that grows meanwhile is none that was mounted for this replica.
+        file.take(most_bytes).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    read().map_err(|source| LifelineError::Unreadable { path: path.to_owned(), source })
 }
 
 fn complain(message: &str) {
@@ -286,7 +403,7 @@ fn watch(
     pipe: impl AsFd,
     launch_by: Instant,
     reached: &AtomicBool,
-    deliver: impl FnOnce(Result<Vec<u8>, LifelineError>),
+    deliver: impl FnOnce(Result<Payload, LifelineError>),
 ) -> End {
     let mut deliver = Some(deliver);
     let mut received = Vec::new();
@@ -321,29 +438,40 @@ fn watch(
     }
 }
 
-/// The length prefix and the bytes in front of a payload, as the launcher writes them.
-pub(crate) fn frame(payload: &[u8]) -> Vec<u8> {
-    let mut framed = Vec::with_capacity(8 + payload.len());
-    framed.extend_from_slice(&(payload.len() as u64).to_le_bytes());
-    framed.extend_from_slice(payload);
+/// Bytes in front of a payload: the lengths of its parts.
+const LENGTHS_BYTES: usize = 16;
+
+/// A payload as the launcher writes it: the lengths of both parts, and the parts.
+pub(crate) fn frame(value: &[u8], identity: &[u8]) -> Vec<u8> {
+    let mut framed = Vec::with_capacity(LENGTHS_BYTES + value.len() + identity.len());
+    for part in [value, identity] {
+        framed.extend_from_slice(&(part.len() as u64).to_le_bytes());
+    }
+    framed.extend_from_slice(value);
+    framed.extend_from_slice(identity);
     framed
 }
 
 /// Inverse of [`frame`]; `None` while something is missing.
-fn take_frame(received: &mut Vec<u8>) -> Option<Result<Vec<u8>, LifelineError>> {
-    let prefix = received.first_chunk::<8>()?;
-    let size_bytes = u64::from_le_bytes(*prefix);
+fn take_frame(received: &mut Vec<u8>) -> Option<Result<Payload, LifelineError>> {
+    let lengths = received.first_chunk::<LENGTHS_BYTES>()?;
+    let (value_bytes, identity_bytes) = lengths.split_at(8);
+    let [value_bytes, identity_bytes] =
+        [value_bytes, identity_bytes].map(|length| u64::from_le_bytes(length.try_into().expect("half of sixteen")));
+    let size_bytes = value_bytes.saturating_add(identity_bytes);
     if size_bytes > MAX_PAYLOAD_BYTES {
         return Some(Err(LifelineError::TooLarge { size_bytes }));
     }
-    let end = 8 + size_bytes as usize;
+    let between = LENGTHS_BYTES + value_bytes as usize;
+    let end = between + identity_bytes as usize;
     if received.len() < end {
         return None;
     }
-    let mut payload = std::mem::take(received);
-    payload.truncate(end);
-    payload.drain(..8);
-    Some(Ok(payload))
+    let mut value = std::mem::take(received);
+    let identity = value[between..end].to_vec();
+    value.truncate(between);
+    value.drain(..LENGTHS_BYTES);
+    Some(Ok(Payload { value, identity }))
 }
 
 /// Removes the folder of the run's sockets, which the dead launcher can no longer remove.
@@ -367,7 +495,7 @@ mod tests {
     use super::*;
 
     /// Lets [`watch`] read `sent`, after which the launcher "dies", and returns what it delivered.
-    fn watched(sent: &[u8]) -> (End, Option<Result<Vec<u8>, LifelineError>>) {
+    fn watched(sent: &[u8]) -> (End, Option<Result<Payload, String>>) {
         let (read_end, mut write_end) = io::pipe().unwrap();
         let mut delivered = None;
         let end = thread::scope(|scope| {
@@ -375,35 +503,43 @@ mod tests {
             let launch_by = Instant::now() + LAUNCH_DEADLINE;
             watch(&read_end, launch_by, &AtomicBool::new(true), |result| delivered = Some(result))
         });
-        (end, delivered)
+        (end, delivered.map(|result| result.map_err(|error: LifelineError| error.to_string())))
     }
 
     #[test]
     fn payload_arrives_whole_and_end_of_file_ends_the_watch() {
-        for size in [0, 1, READ_BYTES - 8, READ_BYTES, 3 * READ_BYTES + 1] {
-            let payload: Vec<u8> = (0..size).map(|i| i as u8).collect();
-            assert_eq!(watched(&frame(&payload)), (End::LauncherGone, Some(Ok(payload))));
+        for size in [0, 1, READ_BYTES - LENGTHS_BYTES, READ_BYTES, 3 * READ_BYTES + 1] {
+            let bytes: Vec<u8> = (0..size).map(|i| i as u8).collect();
+            for split in [0, size / 3, size] {
+                let (value, identity) = bytes.split_at(split);
+                let payload = Payload { value: value.to_vec(), identity: identity.to_vec() };
+                assert_eq!(watched(&frame(value, identity)), (End::LauncherGone, Some(Ok(payload))));
+            }
         }
     }
 
     #[test]
     fn bytes_after_the_payload_are_ignored() {
-        let mut sent = frame(b"value");
+        let mut sent = frame(b"value", b"key");
         sent.extend_from_slice(&[7; 100]);
-        assert_eq!(watched(&sent), (End::LauncherGone, Some(Ok(b"value".to_vec()))));
+        let payload = Payload { value: b"value".to_vec(), identity: b"key".to_vec() };
+        assert_eq!(format!("{payload:?}"), "Payload(5 + 3 bytes)");
+        assert_eq!(watched(&sent), (End::LauncherGone, Some(Ok(payload))));
     }
 
     #[test]
     fn launcher_that_dies_in_the_middle_of_the_payload_ends_the_watch() {
         assert_eq!(watched(&[]), (End::LauncherGone, None));
-        assert_eq!(watched(&frame(b"value")[..10]), (End::LauncherGone, None));
+        assert_eq!(watched(&frame(b"value", b"key")[..23]), (End::LauncherGone, None));
     }
 
     #[test]
     fn absurd_length_is_refused() {
-        let size_bytes = MAX_PAYLOAD_BYTES + 1;
-        let error = LifelineError::TooLarge { size_bytes };
-        assert_eq!(watched(&size_bytes.to_le_bytes()), (End::LauncherGone, Some(Err(error))));
+        for (value_bytes, identity_bytes) in [(MAX_PAYLOAD_BYTES, 1), (1, MAX_PAYLOAD_BYTES), (u64::MAX, u64::MAX)] {
+            let sent = [value_bytes.to_le_bytes(), identity_bytes.to_le_bytes()].concat();
+            let error = LifelineError::TooLarge { size_bytes: value_bytes.saturating_add(identity_bytes) };
+            assert_eq!(watched(&sent), (End::LauncherGone, Some(Err(error.to_string()))));
+        }
     }
 
     #[test]
@@ -423,6 +559,32 @@ mod tests {
 
     #[test]
     fn process_without_launcher_has_no_payload() {
-        assert_eq!(payload(Duration::ZERO), Err(LifelineError::NotAttached));
+        assert!(matches!(payload(Duration::ZERO), Err(LifelineError::NotAttached)));
+    }
+
+    #[test]
+    fn a_folder_holds_both_parts_and_whatever_is_wrong_with_a_file_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let (value, identity) = (folder.path().join(VALUE_FILE), folder.path().join(IDENTITY_FILE));
+        let complaint = |path: &Path| {
+            let complaint = read_folder(folder.path()).unwrap_err().to_string();
+            let rest = complaint.strip_prefix(&format!("cannot read `{}`, ", path.display())).expect(&complaint);
+            assert!(rest.contains("FAIRING_PLACEMENT_FOLDER"), "{rest}");
+            rest.to_owned()
+        };
+        assert!(complaint(&value).contains("No such file"));
+        fs::write(&value, b"value").unwrap();
+        assert!(complaint(&identity).contains("No such file"));
+        fs::create_dir_all(&identity).unwrap();
+        assert!(complaint(&identity).contains("it is no file"));
+        fs::remove_dir(&identity).unwrap();
+        fs::write(&identity, b"key").unwrap();
+        let payload = Payload { value: b"value".to_vec(), identity: b"key".to_vec() };
+        assert_eq!(read_folder(folder.path()).unwrap(), payload);
+        fs::File::create(&identity).unwrap().set_len(MAX_IDENTITY_BYTES + 1).unwrap();
+        assert!(complaint(&identity).contains("it has 65537 bytes (65536 at most)"));
+        // Sparse: nothing of it is on the disk.
+        fs::File::create(&value).unwrap().set_len(MAX_PAYLOAD_BYTES + 1).unwrap();
+        assert!(complaint(&value).contains("at most"));
     }
 }

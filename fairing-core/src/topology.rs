@@ -312,11 +312,24 @@ pub struct Placement {
     pub mode: Mode,
     /// How long the run is held for a lost worker to be started again; zero if its loss is the run's failure.
     pub rejoin: Duration,
+    /// How long replicas wait for each other before training. Default [`JOIN`].
+    pub join: Duration,
+    /// How long the coordinator keeps the result of a finished run for its caller. Default [`KEEP_RESULT`].
+    pub keep_result: Duration,
 }
+
+/// How long replicas wait for each other before training: enough for a slow data set, or an image pull on a cold node. This
+/// crate's own tests wait less long for the end of it.
+pub const JOIN: Duration = Duration::from_secs(if cfg!(test) { 20 } else { 600 });
+
+/// How long the coordinator keeps the result of a finished run for its caller: for one that waits, the time of a lost
+/// connection; for one that left, a lunch.
+pub const KEEP_RESULT: Duration = Duration::from_secs(3600);
 
 const RUN: &str = "FAIRING_PLACEMENT_RUN";
 const ROLE: &str = "FAIRING_PLACEMENT_ROLE";
-const RANK: &str = "FAIRING_PLACEMENT_RANK";
+/// The variable with a replica's rank: the one that differs between replicas of a role.
+pub const RANK: &str = "FAIRING_PLACEMENT_RANK";
 const WORKERS: &str = "FAIRING_PLACEMENT_WORKERS";
 const PS: &str = "FAIRING_PLACEMENT_PS";
 const SEED: &str = "FAIRING_PLACEMENT_SEED";
@@ -325,10 +338,16 @@ const SERVERS: &str = "FAIRING_PLACEMENT_SERVERS";
 const DATA: &str = "FAIRING_PLACEMENT_DATA";
 const STALENESS: &str = "FAIRING_PLACEMENT_STALENESS";
 const REJOIN: &str = "FAIRING_PLACEMENT_REJOIN_MS";
+const JOIN_MS: &str = "FAIRING_PLACEMENT_JOIN_MS";
+const KEEP_RESULT_MS: &str = "FAIRING_PLACEMENT_KEEP_RESULT_MS";
+
+/// The variable with the folder that holds a replica's payload, where no launcher is at its standard input. No part of
+/// [`Placement`]: it says how the replica gets what it trains with, see [`crate::lifeline`], not what it is.
+pub const FOLDER: &str = "FAIRING_PLACEMENT_FOLDER";
 
 /// Every variable that carries a placement; its presence makes a process a replica.
-pub const PLACEMENT_VARIABLES: [&str; 11] =
-    [RUN, ROLE, RANK, WORKERS, PS, SEED, THREADS, SERVERS, DATA, STALENESS, REJOIN];
+pub const PLACEMENT_VARIABLES: [&str; 14] =
+    [RUN, ROLE, RANK, WORKERS, PS, SEED, THREADS, SERVERS, DATA, STALENESS, REJOIN, JOIN_MS, KEEP_RESULT_MS, FOLDER];
 
 /// How [`Mode::Async`] is written into [`STALENESS`]; it is absent in sync mode.
 const UNBOUNDED: &str = "unbounded";
@@ -383,6 +402,11 @@ impl Placement {
         if !self.rejoin.is_zero() {
             variables.push((REJOIN, self.rejoin.as_millis().to_string()));
         }
+        for (name, duration, default) in [(JOIN_MS, self.join, JOIN), (KEEP_RESULT_MS, self.keep_result, KEEP_RESULT)] {
+            if duration != default {
+                variables.push((name, duration.as_millis().to_string()));
+            }
+        }
         variables
     }
 
@@ -412,6 +436,10 @@ impl Placement {
         if servers.len() != topology.server_count() {
             return Err(PlacementError::Invalid { name: SERVERS, value: text(SERVERS)? });
         }
+        let duration = |name, default| match env.get(name) {
+            None => Ok(default),
+            Some(_) => parse(env, name).map(Duration::from_millis),
+        };
         Ok(Self {
             run: text(RUN)?,
             replica: Replica { role, rank: Rank(rank) },
@@ -425,10 +453,9 @@ impl Placement {
                 Some(UNBOUNDED) => Mode::Async,
                 Some(_) => Mode::Bounded { staleness: parse(env, STALENESS)? },
             },
-            rejoin: match env.get(REJOIN) {
-                None => Duration::ZERO,
-                Some(_) => Duration::from_millis(parse(env, REJOIN)?),
-            },
+            rejoin: duration(REJOIN, Duration::ZERO)?,
+            join: duration(JOIN_MS, JOIN)?,
+            keep_result: duration(KEEP_RESULT_MS, KEEP_RESULT)?,
         })
     }
 }
@@ -454,13 +481,22 @@ mod tests {
             data_dir: Some("/data/set".into()),
             mode: Mode::Bounded { staleness: 4 },
             rejoin: Duration::from_secs(30),
+            join: Duration::from_secs(7),
+            keep_result: Duration::from_secs(8),
         }
     }
 
     #[test]
     fn placement_survives_the_environment() {
         let modes = [Mode::Sync, Mode::Async, Mode::Bounded { staleness: 0 }];
-        let sparse = modes.map(|mode| Placement { mode, rejoin: Duration::ZERO, data_dir: None, ..placement() });
+        let sparse = modes.map(|mode| Placement {
+            mode,
+            rejoin: Duration::ZERO,
+            join: JOIN,
+            keep_result: KEEP_RESULT,
+            data_dir: None,
+            ..placement()
+        });
         for written in [placement()].into_iter().chain(sparse) {
             let env: BTreeMap<String, String> = written.to_env().into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
             assert!(Placement::is_in(&env));
@@ -527,9 +563,10 @@ mod tests {
 
     #[test]
     fn every_broken_variable_is_named() {
+        const OPTIONAL: [&str; 6] = [DATA, STALENESS, REJOIN, JOIN_MS, KEEP_RESULT_MS, FOLDER];
         let whole: BTreeMap<String, String> =
             placement().to_env().into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
-        for name in PLACEMENT_VARIABLES.into_iter().filter(|name| ![DATA, STALENESS, REJOIN].contains(name)) {
+        for name in PLACEMENT_VARIABLES.into_iter().filter(|name| !OPTIONAL.contains(name)) {
             let mut without = whole.clone();
             without.remove(name);
             assert_eq!(Placement::from_env(&without).unwrap_err(), PlacementError::Missing { name });
@@ -542,6 +579,8 @@ mod tests {
             (SERVERS, "unix:/one"),
             (STALENESS, "-1"),
             (REJOIN, "1s"),
+            (JOIN_MS, ""),
+            (KEEP_RESULT_MS, "1h"),
         ] {
             let mut broken = whole.clone();
             broken.insert(name.to_owned(), value.to_owned());

@@ -23,7 +23,7 @@ use fairing_core::exit::ExitCode;
 use fairing_core::launch::{LaunchError, LaunchPlan, Launched, Launcher, LocalLauncher, Program, ReplicaEvent};
 use fairing_core::lifeline::{self, LifelineError};
 use fairing_core::observe::events::{Exit, Stream};
-use fairing_core::topology::{Mode, Placement, Replica, Topology};
+use fairing_core::topology::{self, JOIN, KEEP_RESULT, Mode, Placement, Replica, Topology};
 use harness::tests;
 use tempfile::TempDir;
 
@@ -56,6 +56,8 @@ const TESTS: harness::Tests<'_> = tests![
     exit_by_code_and_by_signal_is_told_apart,
     lines_arrive_in_order_and_the_last_ones_are_kept,
     large_payload_arrives_whole_and_once,
+    replica_without_a_launcher_reads_its_folder,
+    replica_of_a_folder_outlives_whoever_started_it,
     program_that_never_reads_does_not_block_the_launcher,
     leftover_child_ends_with_its_replica,
     escaped_grandchild_does_not_hold_up_the_exit,
@@ -117,7 +119,8 @@ fn replica(behaviour: &str) {
         "write-some" => (0..10_000).for_each(|line| println!("line {line}")),
         "payload" => {
             let payload = lifeline::payload(PATIENCE).unwrap();
-            println!("payload {} {}", payload.len(), checksum(&payload));
+            println!("payload {} {}", payload.value.len(), checksum(&payload.value));
+            println!("identity {} {}", payload.identity.len(), checksum(&payload.identity));
             println!("{}", lifeline::payload(PATIENCE).unwrap_err());
         }
         other => panic!("unknown behaviour {other}"),
@@ -126,7 +129,7 @@ fn replica(behaviour: &str) {
 
 fn child(behaviour: &str) {
     // It has the replica's variables, and must not take itself for a replica.
-    assert_eq!(lifeline::payload(Duration::ZERO), Err(LifelineError::NotAttached));
+    assert!(matches!(lifeline::payload(Duration::ZERO), Err(LifelineError::NotAttached)));
     match behaviour {
         "sleep" => thread::sleep(FOREVER),
         "links" => print_links("child"),
@@ -183,7 +186,7 @@ impl Run {
     fn start(folder: &Path, topology: Topology, behaviour: &str, payload: Vec<u8>) -> Self {
         let launcher = LocalLauncher::within(folder).unwrap();
         let mut plan = plan(&launcher, topology, behaviour);
-        plan.payloads.fill(payload);
+        plan.value = payload;
         let (sender, events) = mpsc::sync_channel(64);
         Self { launched: Box::new(launcher).launch(&plan, sender).unwrap(), events }
     }
@@ -225,7 +228,7 @@ impl Run {
 }
 
 fn plan(launcher: &LocalLauncher, topology: Topology, behaviour: &str) -> LaunchPlan {
-    let servers = launcher.addresses(&topology);
+    let servers = launcher.addresses("run", &topology);
     let placement = |replica| Placement {
         run: "test".into(),
         replica,
@@ -236,6 +239,8 @@ fn plan(launcher: &LocalLauncher, topology: Topology, behaviour: &str) -> Launch
         data_dir: None,
         mode: Mode::Sync,
         rejoin: Duration::ZERO,
+        join: JOIN,
+        keep_result: KEEP_RESULT,
     };
     let arguments: Vec<OsString> = ["replica", behaviour].map(OsString::from).into();
     LaunchPlan {
@@ -243,7 +248,8 @@ fn plan(launcher: &LocalLauncher, topology: Topology, behaviour: &str) -> Launch
         placements: topology.replicas().map(placement).collect(),
         program: Program { arguments, ..Program::running() },
         variables: vec![("RUST_BACKTRACE".into(), "0".into())],
-        payloads: vec![Vec::new(); topology.replicas().count()],
+        value: Vec::new(),
+        identities: topology.replicas().map(|replica| replica.file_name().into()).collect(),
     }
 }
 
@@ -464,8 +470,68 @@ fn large_payload_arrives_whole_and_once() {
     let (lines, exits) = run.finish(2);
     let count = |text: &str| lines.iter().filter(|(.., line)| line == text).count();
     assert_eq!(count(&expected), 2, "{lines:?}");
+    for replica in [Replica::ps(0), Replica::worker(0)] {
+        let own = replica.file_name();
+        let own = format!("identity {} {}", own.len(), checksum(own.as_bytes()));
+        assert!(lines.iter().any(|(of, _, line)| *of == replica && *line == own), "{lines:?}");
+    }
     assert_eq!(count("the launcher's payload was taken before"), 2, "{lines:?}");
     assert!(exits.values().all(|exit| *exit == Exit::Code(0)));
+}
+
+/// A replica as a cluster starts it: in a group of its own, with a folder instead of somebody at its standard input.
+fn start_in_a_cluster(behaviour: &str, folder: &Path) -> Command {
+    let servers = "tls:ps-0@127.0.0.1:1";
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["replica", behaviour]).process_group(0).stdin(Stdio::null()).stdout(Stdio::piped());
+    for (name, value) in [
+        ("RUN", "test"),
+        ("ROLE", "worker"),
+        ("RANK", "0"),
+        ("WORKERS", "1"),
+        ("PS", "1"),
+        ("SEED", "0"),
+        ("THREADS", "1"),
+        ("SERVERS", servers),
+    ] {
+        command.env(format!("FAIRING_PLACEMENT_{name}"), value);
+    }
+    command.env(topology::FOLDER, folder);
+    command
+}
+
+fn replica_without_a_launcher_reads_its_folder() {
+    let folder = folder();
+    fs::create_dir(folder.path().join("own")).unwrap();
+    fs::write(folder.path().join(lifeline::VALUE_FILE), b"value").unwrap();
+    fs::write(folder.path().join(lifeline::IDENTITY_FILE), b"key").unwrap();
+    // Also by a path from where the program starts.
+    for (path, directory) in [(folder.path(), Path::new("/")), (Path::new("."), folder.path())] {
+        let ended = start_in_a_cluster("payload", path).current_dir(directory).output().unwrap();
+        assert!(ended.status.success(), "{ended:?}");
+        let expected = format!(
+            "payload 5 {}\nidentity 3 {}\nthe launcher's payload was taken before\n",
+            checksum(b"value"),
+            checksum(b"key")
+        );
+        assert_eq!(String::from_utf8(ended.stdout).unwrap(), expected);
+    }
+    // A process that is no replica's own group is a child of one.
+    let mut child = Command::new("/proc/self/exe");
+    let child = child.args(["child", "links"]).env("FAIRING_PLACEMENT_ROLE", "worker");
+    assert!(child.env(topology::FOLDER, folder.path()).output().unwrap().status.success());
+}
+
+fn replica_of_a_folder_outlives_whoever_started_it() {
+    let folder = folder();
+    let mut replica = start_in_a_cluster("sleep", folder.path()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(replica.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    // A replica with a pipe would have seen its end by now.
+    thread::sleep(Duration::from_millis(200));
+    assert!(is_alive(pid(line.trim_end())));
+    replica.kill().unwrap();
+    replica.wait().unwrap();
 }
 
 fn program_that_never_reads_does_not_block_the_launcher() {
@@ -474,7 +540,7 @@ fn program_that_never_reads_does_not_block_the_launcher() {
     let mut plan = plan(&launcher, Topology::new(1, 1), "");
     plan.program.executable = "/bin/sleep".into();
     plan.program.arguments = vec!["600".into()];
-    plan.payloads.fill(vec![0; 10_000_000]);
+    plan.value = vec![0; 10_000_000];
     let (sender, _events) = mpsc::sync_channel(64);
     let mut launched = Box::new(launcher).launch(&plan, sender).unwrap();
     let pids = [Replica::ps(0), Replica::worker(0)].map(|replica| launched.process_id(replica).unwrap());

@@ -6,6 +6,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::ReplicaEvent;
+#[cfg(feature = "image")]
+use crate::observe::events::Exit;
 use crate::observe::events::Stream;
 use crate::topology::Replica;
 
@@ -34,6 +36,18 @@ impl Events {
             if self.ending.wait(NAP) {
                 return;
             }
+            event = unsent;
+        }
+    }
+
+    /// As [`Events::send`], in a task that must not hold up others.
+    #[cfg(feature = "kubernetes")]
+    pub(super) async fn send_async(&self, mut event: ReplicaEvent) {
+        while let Err(TrySendError::Full(unsent)) = self.sender.try_send(event) {
+            if self.ending.wait(Duration::ZERO) {
+                return;
+            }
+            tokio::time::sleep(NAP).await;
             event = unsent;
         }
     }
@@ -66,14 +80,23 @@ pub(super) struct LastLines(Mutex<VecDeque<String>>);
 impl LastLines {
     /// Keeps a line and passes it on.
     pub(super) fn deliver(&self, events: &Events, replica: Replica, stream: Stream, text: String) {
-        {
-            let mut lines = lock(&self.0);
-            if lines.len() == LAST_LINES {
-                lines.pop_front();
-            }
-            lines.push_back(text.clone());
-        }
+        self.keep(&text);
         events.send(ReplicaEvent::Line { replica, stream, text });
+    }
+
+    /// As [`LastLines::deliver`], in a task that must not hold up others.
+    #[cfg(feature = "kubernetes")]
+    pub(super) async fn deliver_async(&self, events: &Events, replica: Replica, stream: Stream, text: String) {
+        self.keep(&text);
+        events.send_async(ReplicaEvent::Line { replica, stream, text }).await;
+    }
+
+    fn keep(&self, text: &str) {
+        let mut lines = lock(&self.0);
+        if lines.len() == LAST_LINES {
+            lines.pop_front();
+        }
+        lines.push_back(text.to_owned());
     }
 
     pub(super) fn get(&self) -> Vec<String> {
@@ -84,3 +107,14 @@ impl LastLines {
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// How a container ended: engines and clusters report a signal as shells do.
+#[cfg(feature = "image")]
+pub(super) fn exit(code: i64) -> Exit {
+    let code = i32::try_from(code).unwrap_or(UNSEEN);
+    if (129..160).contains(&code) { Exit::Signal(code - 128) } else { Exit::Code(code) }
+}
+
+/// Code of a replica whose end nobody saw.
+#[cfg(feature = "image")]
+pub(super) const UNSEEN: i32 = -1;

@@ -101,7 +101,7 @@ fn socket(folder: &Path, replica: Replica) -> PathBuf {
 }
 
 impl Launcher for LocalLauncher {
-    fn addresses(&self, topology: &Topology) -> Vec<Address> {
+    fn addresses(&self, _: &str, topology: &Topology) -> Vec<Address> {
         topology.servers().map(|server| Address::Unix(socket(self.folder.path(), server))).collect()
     }
 
@@ -115,9 +115,9 @@ impl Launcher for LocalLauncher {
         let events = Events::new(events, ending.clone());
         let way = Arc::new(ToSocket(socket(self.folder.path(), plan.placements[0].topology.coordinator())));
         let mut run = LocalRun { processes: Vec::new(), ending, folder: Some(self.folder), way };
-        for (placement, payload) in plan.placements.iter().zip(&plan.payloads) {
+        for (placement, payload) in plan.replicas() {
             // On failure `run` is dropped, which ends the replicas before this one.
-            run.processes.push(Process::start(plan, placement, lifeline::frame(payload), events.clone())?);
+            run.processes.push(Process::start(plan, placement, payload, events.clone())?);
         }
         Ok(Box::new(run))
     }
@@ -181,7 +181,7 @@ impl Launched for LocalRun {
     ) -> Result<(), LaunchError> {
         let (placement, payload) = plan.of(replica);
         let events = Events::new(events, self.ending.clone());
-        let started = Process::start(plan, placement, lifeline::frame(payload), events)?;
+        let started = Process::start(plan, placement, payload, events)?;
         match self.processes.iter_mut().find(|process| process.shared.replica == replica) {
             Some(process) => std::mem::replace(process, started).join(Instant::now() + END_TIMEOUT),
             None => self.processes.push(started),

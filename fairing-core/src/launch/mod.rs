@@ -19,6 +19,8 @@ use crate::topology::{Address, Placement, Replica, Role, Topology};
 #[cfg(feature = "docker")]
 pub mod docker;
 mod events;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 mod lines;
 mod local;
 
@@ -35,13 +37,14 @@ pub struct LaunchPlan {
     pub program: Program,
     /// Variables that every replica gets besides its placement; it inherits no others.
     pub variables: Vec<(String, OsString)>,
-    /// What each replica gets from [`lifeline::payload`], in the order of the placements: by a private channel, never by
-    /// environment or argument.
-    pub payloads: Vec<Vec<u8>>,
+    /// What every replica gets from [`lifeline::payload`]: by a private channel, never by environment or argument.
+    pub value: Vec<u8>,
+    /// What each replica gets besides, in the order of the placements and by as private a channel; empty where it needs none.
+    pub identities: Vec<Vec<u8>>,
 }
 
 impl fmt::Debug for LaunchPlan {
-    /// Without the payloads, which hold keys, and the values of variables, which may be anything.
+    /// Without the value and the values of variables, which may be anything, and the identities, which hold keys.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<&str> = self.variables.iter().map(|(name, _)| name.as_str()).collect();
         f.debug_struct("LaunchPlan")
@@ -54,16 +57,23 @@ impl fmt::Debug for LaunchPlan {
 }
 
 impl LaunchPlan {
-    /// What a replica of the plan is and gets.
-    fn of(&self, replica: Replica) -> (&Placement, &[u8]) {
-        let mut placements = self.placements.iter().zip(&self.payloads);
+    /// What the replicas of the plan are, and what each gets over its pipe.
+    fn replicas(&self) -> impl Iterator<Item = (&Placement, Vec<u8>)> {
+        let frame = |identity: &Vec<u8>| lifeline::frame(&self.value, identity);
+        self.placements.iter().zip(self.identities.iter().map(frame))
+    }
+
+    /// The same of one of them.
+    fn of(&self, replica: Replica) -> (&Placement, Vec<u8>) {
+        let mut placements = self.placements.iter().zip(&self.identities);
         let found = placements.find(|(placement, _)| placement.replica == replica);
-        let (placement, payload) = found.expect("only replicas of the plan are asked for");
-        (placement, payload)
+        let (placement, identity) = found.expect("only replicas of the plan are asked for");
+        (placement, lifeline::frame(&self.value, identity))
     }
 
     fn check_payloads(&self) -> Result<(), LaunchError> {
-        let size_bytes = self.payloads.iter().map(Vec::len).max().unwrap_or_default() as u64;
+        let identity_bytes = self.identities.iter().map(Vec::len).max().unwrap_or_default();
+        let size_bytes = (self.value.len() + identity_bytes) as u64;
         if size_bytes > lifeline::MAX_PAYLOAD_BYTES {
             return Err(LaunchError::PayloadTooLarge { size_bytes });
         }
@@ -91,6 +101,15 @@ impl Program {
         let arg0 = arguments.next().unwrap_or_default();
         let directory = lifeline::start_directory().to_owned();
         Self { executable: running_executable(), arg0, arguments: arguments.collect(), directory }
+    }
+
+    /// Whether all arguments can be written into the description of a container, which is text.
+    #[cfg(feature = "docker")]
+    pub(crate) fn check_arguments(&self) -> Result<(), LaunchError> {
+        match self.arguments.iter().find(|argument| argument.to_str().is_none()) {
+            None => Ok(()),
+            Some(argument) => Err(LaunchError::ArgumentNotText { argument: argument.clone() }),
+        }
     }
 }
 
@@ -120,7 +139,7 @@ fn tuning(placement: &Placement) -> Vec<(String, String)> {
 
 /// What a launcher learns about a replica.
 ///
-/// The events of one replica arrive in order; its last one is [`ReplicaEvent::Exited`].
+/// The events of one replica arrive in order; its last one is [`ReplicaEvent::Exited`] or [`ReplicaEvent::Doomed`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReplicaEvent {
     /// It wrote a line.
@@ -140,12 +159,31 @@ pub enum ReplicaEvent {
         /// How.
         exit: Exit,
     },
+    /// Its process ended, and the target starts another one in its place without being asked. Not its last event.
+    Replaced {
+        /// Whose.
+        replica: Replica,
+        /// How.
+        exit: Exit,
+    },
+    /// It does not run and never will. Its last event.
+    Doomed {
+        /// Which.
+        replica: Replica,
+        /// Why, in the target's words.
+        reason: String,
+    },
+    /// Something about the run that the user should know, in one sentence.
+    Note {
+        /// The sentence.
+        text: String,
+    },
 }
 
 /// Starts the replicas of one run on one kind of target.
-pub trait Launcher {
-    /// Where the parameter servers of the run will listen, in rank order; goes into the plan's placements.
-    fn addresses(&self, topology: &Topology) -> Vec<Address>;
+pub trait Launcher: Send {
+    /// Where the parameter servers of `run` will listen, in rank order; goes into the plan's placements.
+    fn addresses(&self, run: &str, topology: &Topology) -> Vec<Address>;
 
     /// Starts every replica of `plan`.
     ///
@@ -154,7 +192,7 @@ pub trait Launcher {
     ///
     /// # Errors
     ///
-    /// [`LaunchError`]; what was started before the failure is ended.
+    /// [`LaunchError`]; what was started before the failure is ended, or named with it if that cannot be.
     fn launch(
         self: Box<Self>,
         plan: &LaunchPlan,
@@ -183,6 +221,9 @@ pub trait Launched: Send {
     /// Returns what is left behind nevertheless, one thing and its reason a line.
     fn end(&mut self) -> Vec<String>;
 
+    /// Leaves the run to itself, where it can go on without its launcher. [`Launched::end`] does nothing from then on.
+    fn leave(&mut self) {}
+
     /// Ends one replica and its children at once, as a crash would. Does nothing if it has ended.
     fn kill(&self, replica: Replica);
 
@@ -197,6 +238,11 @@ pub trait Launched: Send {
         replica: Replica,
         events: SyncSender<ReplicaEvent>,
     ) -> Result<(), LaunchError>;
+
+    /// Whether the target starts a lost worker again unasked; [`Launched::restart`] does nothing then.
+    fn restarts_by_itself(&self) -> bool {
+        false
+    }
 
     /// Its process id on this machine, while it runs.
     fn process_id(&self, replica: Replica) -> Option<u32>;
@@ -270,10 +316,33 @@ pub enum LaunchError {
         /// The image.
         image: String,
     },
+    /// An argument of the program cannot be given to it in a container.
+    #[cfg(feature = "docker")]
+    #[error(
+        "the argument {argument:?} is not UTF-8, as arguments in containers have to be (give it another way, for example \
+             by a file that `files` names)"
+    )]
+    ArgumentNotText {
+        /// The argument.
+        argument: OsString,
+    },
+    /// The replicas could not be started, and something of them could not be removed either.
+    #[cfg(feature = "docker")]
+    #[error("failed to start the replicas, and {}", left.join("; "))]
+    LeftBehind {
+        /// What is left, with the reason.
+        left: Vec<String>,
+        /// Why they could not be started.
+        source: Box<LaunchError>,
+    },
     /// The container engine failed.
     #[cfg(feature = "docker")]
     #[error(transparent)]
     Engine(#[from] docker::EngineError),
+    /// The cluster failed.
+    #[cfg(feature = "kubernetes")]
+    #[error(transparent)]
+    Cluster(#[from] kubernetes::ClusterError),
     /// A replica was started but could not be watched; it was ended.
     #[error("failed to watch {replica}")]
     Watch {
@@ -282,4 +351,12 @@ pub enum LaunchError {
         /// Why not.
         source: io::Error,
     },
+}
+
+#[cfg(feature = "docker")]
+impl LaunchError {
+    /// The same, if something of the run is left behind nevertheless.
+    fn leaving(self, left: Vec<String>) -> Self {
+        if left.is_empty() { self } else { LaunchError::LeftBehind { left, source: Box::new(self) } }
+    }
 }

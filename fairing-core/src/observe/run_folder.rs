@@ -23,8 +23,7 @@ use std::time::SystemTime;
 use super::report::Summary;
 use crate::topology::Replica;
 
-/// Runs that start in the same second under one name have different suffixes; a free one is found at once unless
-/// something is very wrong.
+/// A name that is taken gets another suffix; a free one is found at once unless something is very wrong.
 const SUFFIXES_TRIED: usize = 16;
 
 /// Longest part of a folder's name that comes from the run's name; file systems allow 255 bytes in all.
@@ -63,6 +62,11 @@ pub enum RunFolderError {
     },
 }
 
+/// The name of a run of `job` that starts `now`: other runs have others, but for one in 65536 of the same second.
+pub fn run_name(job: &str, now: SystemTime) -> String {
+    format!("{}-{}-{}", file_name(job), stamp(now), suffix())
+}
+
 /// The folder of one run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunFolder {
@@ -70,7 +74,8 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Creates a new folder below `runs`, which is created too if need be, and lets `runs/latest` point to it.
+    /// Creates a new folder called `name`, or a little longer if that is taken, below `runs`, which is created too if need
+    /// be, and lets `runs/latest` point to it.
     ///
     /// The link is a convenience: where it cannot be made (no links on this file system, something else of that name)
     /// it is left out.
@@ -78,15 +83,14 @@ impl RunFolder {
     /// # Errors
     ///
     /// [`RunFolderError::Create`].
-    pub fn create(runs: &Path, name: &str, now: SystemTime) -> Result<Self, RunFolderError> {
+    pub fn create(runs: &Path, name: &str) -> Result<Self, RunFolderError> {
         let failed = |path: &Path, source| RunFolderError::Create { path: path.to_owned(), source };
         fs::create_dir_all(runs).map_err(|source| failed(runs, source))?;
         // Absolute, so that a program that changes its folder later does not scatter its files.
         let runs = &std::path::absolute(runs).map_err(|source| failed(runs, source))?;
-        let stem = format!("{}-{}", file_name(name), stamp(now));
+        let mut folder = name.to_owned();
         let mut tried = 0;
         loop {
-            let folder = format!("{stem}-{:04x}", random() & 0xffff);
             let path = runs.join(&folder);
             match fs::create_dir(&path) {
                 Ok(()) => {
@@ -96,7 +100,10 @@ impl RunFolder {
                     let _ = link_latest(runs, &folder);
                     return Ok(Self { path });
                 }
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && tried < SUFFIXES_TRIED => tried += 1,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && tried < SUFFIXES_TRIED => {
+                    tried += 1;
+                    folder = format!("{name}-{}", suffix());
+                }
                 Err(source) => return Err(failed(&path, source)),
             }
         }
@@ -219,6 +226,10 @@ fn stamp(now: SystemTime) -> String {
     text.chars().filter(|c| c.is_ascii_digit() || *c == 'T').map(|c| if c == 'T' { '-' } else { c }).collect()
 }
 
+fn suffix() -> String {
+    format!("{:04x}", random() & 0xffff)
+}
+
 fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }
@@ -278,7 +289,7 @@ mod tests {
     #[test]
     fn folder_is_named_after_run_and_time() {
         let runs = tempfile::tempdir().unwrap();
-        let folder = RunFolder::create(&runs.path().join("a/b"), "../Fashion Mnist", now()).unwrap();
+        let folder = RunFolder::create(&runs.path().join("a/b"), &run_name("../Fashion Mnist", now())).unwrap();
         let name = folder.path().file_name().unwrap().to_str().unwrap();
         let (stem, suffix) = name.rsplit_once('-').unwrap();
         assert_eq!(stem, "---Fashion-Mnist-20260102-030405");
@@ -289,10 +300,20 @@ mod tests {
     }
 
     #[test]
+    fn name_that_is_taken_gets_another_suffix() {
+        let runs = tempfile::tempdir().unwrap();
+        let name = run_name("a", now());
+        assert_eq!(RunFolder::create(runs.path(), &name).unwrap().path(), runs.path().join(&name));
+        let second = RunFolder::create(runs.path(), &name).unwrap();
+        let second = second.path().file_name().unwrap().to_str().unwrap();
+        assert!(second.len() == name.len() + 5 && second.starts_with(&name), "{second}");
+    }
+
+    #[test]
     fn latest_points_to_the_newest() {
         let runs = tempfile::tempdir().unwrap();
         for _ in 0..3 {
-            let folder = RunFolder::create(runs.path(), "a", now()).unwrap();
+            let folder = RunFolder::create(runs.path(), &run_name("a", now())).unwrap();
             let latest = fs::canonicalize(runs.path().join("latest")).unwrap();
             assert_eq!(latest, fs::canonicalize(folder.path()).unwrap());
         }
@@ -303,7 +324,7 @@ mod tests {
     fn run_goes_on_without_the_link() {
         let runs = tempfile::tempdir().unwrap();
         fs::create_dir_all(runs.path().join("latest/something")).unwrap();
-        let folder = RunFolder::create(runs.path(), "a", now()).unwrap();
+        let folder = RunFolder::create(runs.path(), &run_name("a", now())).unwrap();
         assert_eq!(names(runs.path()), [folder.path().file_name().unwrap().to_str().unwrap(), "latest"]);
     }
 
@@ -312,7 +333,7 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let file = base.path().join("file");
         fs::write(&file, "").unwrap();
-        let error = RunFolder::create(&file.join("runs"), "a", now()).unwrap_err();
+        let error = RunFolder::create(&file.join("runs"), &run_name("a", now())).unwrap_err();
         let shown = format!("{:#}", anyhow::Error::from(error)).replace(base.path().to_str().unwrap(), "BASE");
         assert_eq!(
             shown,
@@ -324,7 +345,7 @@ mod tests {
     #[test]
     fn files_are_whole_or_absent() {
         let runs = tempfile::tempdir().unwrap();
-        let folder = RunFolder::create(runs.path(), "a", now()).unwrap();
+        let folder = RunFolder::create(runs.path(), &run_name("a", now())).unwrap();
         let path = folder.write_model("bpk", b"first").unwrap();
         folder.write_model("bpk", b"second").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"second");
@@ -344,7 +365,7 @@ mod tests {
     #[test]
     fn logs_are_kept_apart() {
         let runs = tempfile::tempdir().unwrap();
-        let folder = RunFolder::create(runs.path(), "a", now()).unwrap();
+        let folder = RunFolder::create(runs.path(), &run_name("a", now())).unwrap();
         let mut logs = LogFiles::new(&folder);
         for (replica, text) in [(Replica::worker(0), "a\tb"), (Replica::ps(0), "c"), (Replica::worker(0), "d\u{1b}[1m")]
         {

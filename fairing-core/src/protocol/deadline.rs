@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::topology::{JOIN, KEEP_RESULT, Placement};
+
 /// How long a replica may be silent before it counts as lost. All other deadlines follow from it.
 ///
 /// Long enough for a stop of the whole machine by a debugger or a snapshot, short enough to notice a frozen process. This
@@ -33,9 +35,6 @@ pub(crate) const STALL: Duration = LEASE.checked_mul(2).expect("twenty seconds")
 /// How many leases a wait for others' work takes at most; few where tests wait for the end of it.
 const PATIENCE: u32 = if cfg!(test) { 5 } else { 60 };
 
-/// How long replicas wait for each other before training: a slow data set or an image pull on a cold node.
-pub(crate) const JOIN: Duration = LEASE.checked_mul(PATIENCE).expect("ten minutes");
-
 /// How long a round, a collective or the end of training waits for the slowest worker.
 pub(crate) const ROUND: Duration = LEASE.checked_mul(PATIENCE).expect("ten minutes");
 
@@ -52,8 +51,28 @@ pub(crate) const WORST_LOSS: Duration = LEASE.checked_add(RECONNECT).expect("sho
 /// The longest that it takes until the caller knows of a worker that lives but does not take part: it deadlocked, say.
 pub(crate) const WORST_WAIT: Duration = ROUND.checked_add(WORST_LOSS).expect("short");
 
-/// How long the coordinator keeps the result of a finished run for its caller.
-pub(crate) const KEEP_RESULT: Duration = LEASE.checked_mul(360).expect("an hour");
+/// The least that `join` of a placement may be: time for two attempts to connect, the first of which found nobody.
+const LEAST_JOIN: Duration = CONNECT.checked_mul(2).expect("five seconds");
+
+/// The least that `keep_result` of a placement may be, so that a caller who is there has time to say that it has the result.
+const LEAST_KEEP_RESULT: Duration = HEARTBEAT;
+
+/// Whether the deadlines that a placement brings fit to the constants here.
+///
+/// # Errors
+///
+/// In words, to follow "the placement cannot be used: ".
+pub(crate) fn check(placement: &Placement) -> Result<(), String> {
+    let rules = [("join", placement.join, LEAST_JOIN), ("keep_result", placement.keep_result, LEAST_KEEP_RESULT)];
+    match rules.into_iter().find(|(_, duration, least)| duration < least) {
+        None => Ok(()),
+        Some((name, duration, least)) => Err(format!(
+            "`{name}` is {}, which is less than {}",
+            humantime::format_duration(duration),
+            humantime::format_duration(least)
+        )),
+    }
+}
 
 // An inner wait must end before the outer one that would hide its reason.
 const _: () = {
@@ -69,4 +88,35 @@ const _: () = {
     assert!(WORST_LOSS.as_millis() < ROUND.as_millis());
     assert!(STALL.as_millis() < ROUND.as_millis());
     assert!(ROUND.as_millis() < KEEP_RESULT.as_millis());
+    assert!(WORST_LOSS.as_millis() < JOIN.as_millis() || cfg!(test));
+    assert!(LEAST_JOIN.as_millis() < JOIN.as_millis());
+    assert!(TICK.as_millis() < LEAST_KEEP_RESULT.as_millis());
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topology::{Mode, Replica, Topology};
+
+    #[test]
+    fn a_placement_brings_deadlines_that_can_be_kept() {
+        let placement = |join, keep_result| Placement {
+            run: "test".into(),
+            replica: Replica::worker(0),
+            topology: Topology::new(1, 0),
+            seed: 0,
+            threads: 1,
+            servers: Vec::new(),
+            data_dir: None,
+            mode: Mode::Sync,
+            rejoin: Duration::ZERO,
+            join,
+            keep_result,
+        };
+        assert_eq!(check(&placement(JOIN, KEEP_RESULT)), Ok(()));
+        assert_eq!(check(&placement(LEAST_JOIN, LEAST_KEEP_RESULT)), Ok(()));
+        let short = Duration::from_millis(1);
+        assert!(check(&placement(short, KEEP_RESULT)).unwrap_err().starts_with("`join` is 1ms, which is less than"));
+        assert!(check(&placement(JOIN, short)).unwrap_err().starts_with("`keep_result` is 1ms, which is less than"));
+    }
+}

@@ -40,6 +40,8 @@ pub enum FailureKind {
     Lost,
     /// A replica did not reach `launch()`.
     NeverLaunched,
+    /// A replica's process could not be started.
+    NeverStarted,
     /// A wait for a living replica took too long.
     Timeout,
     /// A replica said something that it must not say.
@@ -58,6 +60,7 @@ impl fmt::Display for Failure {
             FailureKind::Configuration => write!(f, "cannot run as configured")?,
             FailureKind::Lost => write!(f, "was lost")?,
             FailureKind::NeverLaunched => write!(f, "did not reach `launch()`")?,
+            FailureKind::NeverStarted => write!(f, "could not be started")?,
             FailureKind::Timeout => write!(f, "kept the run waiting")?,
             FailureKind::Protocol => write!(f, "broke the protocol")?,
         }

@@ -238,6 +238,19 @@ impl Client {
     }
 }
 
+impl Client {
+    /// Asks whether an image could be pushed to `repository`. Changes nothing there, and does not ask twice: a registry that
+    /// is away for a moment may be there when it is needed.
+    ///
+    /// # Errors
+    ///
+    /// [`PushError::Request`] with what the registry says.
+    pub async fn check_push(&self, repository: &Repository) -> Result<(), PushError> {
+        let tried = Session::write(self, repository, None).try_upload().await;
+        tried.map_err(|source| PushError::Request { repository: repository.clone(), source: Box::new(source) })
+    }
+}
+
 /// A push that goes on.
 struct Work<'a> {
     client: &'a Client,

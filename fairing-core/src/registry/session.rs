@@ -246,6 +246,30 @@ impl Session {
         self.location(&ask.doing, &response)
     }
 
+    /// Opens an upload and gives it up again: whether that works says whether a push would.
+    pub(super) async fn try_upload(&self) -> Result<(), RequestError> {
+        let ask = Ask {
+            doing: Doing("the right to push".to_owned()),
+            method: Method::POST,
+            url: self.url("blobs/uploads/"),
+            headers: vec![(CONTENT_LENGTH, HeaderValue::from_static("0"))],
+            payload: Payload::Nothing,
+            expected: &[StatusCode::ACCEPTED],
+        };
+        let response = self.ask_once(&ask).await?;
+        let end = Ask {
+            doing: Doing("the end of an upload".to_owned()),
+            method: Method::DELETE,
+            url: self.location(&ask.doing, &response)?,
+            headers: Vec::new(),
+            payload: Payload::Nothing,
+            expected: &[StatusCode::NO_CONTENT, StatusCode::OK, StatusCode::ACCEPTED],
+        };
+        // Not every registry knows this; all give up an upload that nobody goes on with.
+        let _ = self.ask_once(&end).await;
+        Ok(())
+    }
+
     /// Sends a blob to the address of an upload, in one piece.
     pub(super) async fn send_blob(
         &self,

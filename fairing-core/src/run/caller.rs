@@ -3,11 +3,11 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::launch::Way;
 use crate::protocol::connection::{Connection, ConnectionError, Patience, at_most};
-use crate::protocol::deadline::{HELLO, JOIN, STALL};
+use crate::protocol::deadline::{HELLO, STALL};
 use crate::protocol::frame::Kind;
 use crate::protocol::message::{FromCoordinator, Hello, Incarnation, Purpose, Speaker};
 use crate::protocol::tcp::over;
@@ -62,11 +62,12 @@ const CALLS: usize = 100;
 
 /// Attaches to a run and calls `hear` with everything until the connection ends or `hear` returns `false`.
 ///
-/// `ended` stops the attempt to connect, for example when the coordinator's process has died.
+/// A coordinator is waited for as long as replicas `join`; `ended` stops the attempt to connect, for example when the coordinator's process has died.
 pub(super) fn listen(
     transport: &dyn Transport,
     address: &Address,
     run: &str,
+    join: Duration,
     ended: &AtomicBool,
     mut hear: impl FnMut(Heard) -> bool,
 ) {
@@ -78,7 +79,7 @@ pub(super) fn listen(
     let patience = |_| waiting().map_err(|error| error.to_string());
     // A caller that was stopped for a while (Ctrl-Z) has been hung up on, and comes back.
     for _ in 0..CALLS {
-        let connected = connect_patiently(transport, address, Instant::now() + JOIN, &waiting)
+        let connected = connect_patiently(transport, address, Instant::now() + join, &waiting)
             .map_err(ConnectionError::Broken)
             .and_then(|stream| attach(Connection::new(stream), run));
         // Why a connection ends is seen elsewhere, from the coordinator's process or from what it said before.

@@ -17,7 +17,7 @@ use crate::protocol::transport::{Memory, Transport};
 use crate::runtime::Model;
 use crate::runtime::replica::{Context, serve, work};
 use crate::runtime::status::RunStatus;
-use crate::topology::{Address, Placement, Replica, Role, Topology};
+use crate::topology::{Address, JOIN, KEEP_RESULT, Placement, Replica, Role, Topology};
 use crate::training::DistributedTraining;
 
 /// What `train_in_memory` and `train_here` give.
@@ -88,6 +88,8 @@ pub(crate) fn train_in_memory<T: DistributedTraining>(
             data_dir: config.data_dir.clone(),
             mode: config.mode,
             rejoin: Duration::ZERO,
+            join: JOIN,
+            keep_result: KEEP_RESULT,
         },
         transport: transport.clone(),
         status: Arc::new(RunStatus::default()),
@@ -100,7 +102,9 @@ pub(crate) fn train_in_memory<T: DistributedTraining>(
         let coordinator = servers[0].clone();
         let ended = AtomicBool::new(false);
         scope.spawn(move || {
-            caller::listen(calling.as_ref(), &coordinator, "in-memory", &ended, |message| heard.send(message).is_ok());
+            caller::listen(calling.as_ref(), &coordinator, "in-memory", JOIN, &ended, |message| {
+                heard.send(message).is_ok()
+            });
         });
         let metrics = scope.spawn(move || collect(&hear));
         let mut others = Vec::new();

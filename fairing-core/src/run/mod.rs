@@ -34,13 +34,13 @@ use crate::launch::{LaunchError, LaunchPlan, Program};
 use crate::lifeline;
 use crate::observe::events::Exit;
 use crate::observe::metrics::MetricsError;
-use crate::observe::run_folder::{RunFolder, RunFolderError};
+use crate::observe::run_folder::{RunFolder, RunFolderError, run_name};
 use crate::observe::tensorboard::TensorBoardError;
 use crate::observe::terminal::{print, terminal};
 use crate::protocol::failure::Failure;
 use crate::runtime::Model;
 use crate::secure::{Authority, Identity, IdentityError};
-use crate::topology::{Member, Placement};
+use crate::topology::{Address, JOIN, KEEP_RESULT, Member, Placement};
 use crate::training::DistributedTraining;
 
 pub(crate) use memory::train_in_memory;
@@ -62,15 +62,14 @@ pub fn in_replica() -> bool {
     lifeline::is_attached()
 }
 
-/// What travels to every replica.
+/// What travels to every replica. What only one gets, its [`Identity`], travels beside it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Payload {
     /// `module_path::Type`, by which the replica finds what to train.
     pub(crate) name: String,
     /// The value, as [`Travels::to_bytes`] gives it.
+    #[serde(with = "serde_bytes")]
     pub(crate) value: Vec<u8>,
-    /// With what the replica proves who it is; none where only the run's own processes can reach it.
-    pub(crate) identity: Option<Identity>,
 }
 
 /// Failure of a run. Returned by `launch()`, `start()` and [`Run::wait`].
@@ -235,7 +234,7 @@ pub(crate) fn explain<T: DistributedTraining>(options: &LaunchOptions) -> Result
 /// Ends with the outcome of a run as `launch()` means it: a stopped run has its result saved and shown, and then the
 /// process ends with 130, since success is 0 and nothing else is.
 pub(crate) fn launch<T: DistributedTraining>(value: &T, options: &LaunchOptions) -> Result<Outcome, RunError> {
-    match start(value, options)?.wait() {
+    match start(value, options).and_then(Run::wait) {
         Ok(outcome) if outcome.is_stopped() => ExitCode::Stopped.exit(),
         Err(RunError::Killed) => ExitCode::Stopped.exit(),
         result => result,
@@ -245,6 +244,10 @@ pub(crate) fn launch<T: DistributedTraining>(value: &T, options: &LaunchOptions)
 pub(crate) fn start<T: DistributedTraining>(value: &T, options: &LaunchOptions) -> Result<Run, RunError> {
     if in_replica() {
         replica::take_part();
+    }
+    #[cfg(feature = "image")]
+    if lifeline::is_cut_off() {
+        replica::refuse_cut_off();
     }
     let started = (Instant::now(), SystemTime::now());
     let (Resolved { config, .. }, surroundings) = resolve::<T>(options)?;
@@ -257,21 +260,27 @@ pub(crate) fn start<T: DistributedTraining>(value: &T, options: &LaunchOptions) 
     let type_name = short_name(T::NAME);
     let mut view = terminal(config.topology, &ProcessEnv);
     // Before the run's folder, so that a run that cannot be launched leaves none.
-    let target = Prepared::new(&config, &surroundings.manifest, view.as_mut())?;
     let program = Program { arguments, ..Program::running() };
+    let target = Prepared::new(&config, &surroundings.manifest, &program, view.as_mut())?;
     if config.dry_run {
-        let placements = placements(DRY_RUN, &config, &target.site(&config));
+        let servers = target.addresses(DRY_RUN, &config.topology);
+        let placements = placements(DRY_RUN, &config, &target.site(&config), &servers);
         let (run, variables) = (DRY_RUN.to_owned(), forwarded(&config));
-        print(&target.describe(&LaunchPlan { run, placements, program, variables, payloads: Vec::new() }));
+        // Identities are issued for a run that will be.
+        let identities = vec![Vec::new(); placements.len()];
+        print(&target.describe(&LaunchPlan { run, placements, program, variables, value: payload, identities }));
         ExitCode::Success.exit();
     }
-    let Target { launcher, site, is_remote } = target.deliver(&config, view.as_mut())?;
-    let folder = RunFolder::create(&config.runs, type_name, started.1)?;
+    let name = run_name(type_name, started.1);
+    let Target { launcher, site, is_remote } = target.deliver(&config, &name, view.as_mut())?;
+    let folder = RunFolder::create(&config.runs, &name)?;
     let name = folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
 
-    let placements = placements(&name, &config, &site);
-    let (payloads, identity) = payloads(&name, &payload, &placements, is_remote)?;
-    let plan = LaunchPlan { run: name.clone(), placements, program, variables: forwarded(&config), payloads };
+    let servers = launcher.addresses(&name, &config.topology);
+    let placements = placements(&name, &config, &site, &servers);
+    let (identities, identity) = identities(&name, &placements, is_remote)?;
+    let (run, variables) = (name.clone(), forwarded(&config));
+    let plan = LaunchPlan { run, placements, program, variables, value: payload, identities };
     let (messages, received) = sync_channel(watch::QUEUE);
     let watch = watch::Watch {
         plan,
@@ -313,45 +322,44 @@ fn find_registration(name: &'static str) -> Result<&'static Registration, RunErr
     }
 }
 
-fn payload<T: DistributedTraining>(value: &T) -> Result<Payload, RunError> {
+/// What every replica gets.
+fn payload<T: DistributedTraining>(value: &T) -> Result<Vec<u8>, RunError> {
     let failed = |reason: String| RunError::Value { type_name: short_name(T::NAME).to_owned(), reason };
     let value = value.to_bytes().map_err(failed)?;
     // A value that cannot be read back is better known here than from a replica.
     T::from_bytes(&value).map_err(|error| failed(format!("what was written cannot be read back: {error}")))?;
-    Ok(Payload { name: T::NAME.to_owned(), value, identity: None })
+    Payload { name: T::NAME.to_owned(), value }.to_bytes().map_err(failed)
 }
 
-/// What each replica gets, and what the caller proves with who it is. Where others could reach the replicas, each has an
-/// identity of its own, from an authority that is forgotten here.
-fn payloads(
+/// What each replica proves with who it is, and what the caller does. Where others could reach the replicas, each has an
+/// identity of its own, from an authority that is forgotten here; elsewhere nobody has one.
+fn identities(
     run: &str,
-    payload: &Payload,
     placements: &[Placement],
     is_remote: bool,
 ) -> Result<(Vec<Vec<u8>>, Option<Identity>), RunError> {
-    let authority = is_remote.then(|| Authority::new(run)).transpose()?;
-    let issue = |member| authority.as_ref().map(|authority| authority.issue(member)).transpose();
-    let bytes = |placement: &Placement| {
-        let identity = issue(placement.replica.into())?;
-        let payload = Payload { identity, ..payload.clone() };
-        let failed = |reason| RunError::Value { type_name: short_name(&payload.name).to_owned(), reason };
-        payload.to_bytes().map_err(failed)
-    };
-    let payloads = placements.iter().map(bytes).collect::<Result<Vec<_>, RunError>>()?;
-    Ok((payloads, issue(Member::Caller)?))
+    if !is_remote {
+        return Ok((vec![Vec::new(); placements.len()], None));
+    }
+    let authority = Authority::new(run)?;
+    let bytes = |placement: &Placement| Ok(authority.issue(placement.replica.into())?.to_bytes());
+    let identities = placements.iter().map(bytes).collect::<Result<Vec<_>, RunError>>()?;
+    Ok((identities, Some(authority.issue(Member::Caller)?)))
 }
 
-fn placements(run: &str, config: &Config, site: &Site) -> Vec<Placement> {
+fn placements(run: &str, config: &Config, site: &Site, servers: &[Address]) -> Vec<Placement> {
     let placement = |replica| Placement {
         run: run.to_owned(),
         replica,
         topology: config.topology,
         seed: config.seed,
         threads: threads(site.cores, config),
-        servers: site.servers.clone(),
+        servers: servers.to_owned(),
         data_dir: site.data_dir.clone(),
         mode: config.mode,
         rejoin: config.rejoin,
+        join: JOIN,
+        keep_result: KEEP_RESULT,
     };
     config.topology.replicas().map(placement).collect()
 }

@@ -9,7 +9,7 @@ use crate::__private::Travels;
 use crate::config::ProcessEnv;
 use crate::exit::ExitCode;
 use crate::lifeline;
-use crate::protocol::deadline::{FAREWELL, LEASE};
+use crate::protocol::deadline::{self, FAREWELL, LEASE};
 use crate::protocol::failure::{Failure, FailureKind};
 use crate::protocol::message::Position;
 use crate::protocol::tcp::Tls;
@@ -25,8 +25,8 @@ use crate::training::DistributedTraining;
 pub(super) fn take_part() -> ! {
     lifeline::reached_launch();
     let code = match received() {
-        Ok(payload) => match find(&payload.name) {
-            Ok(dispatch) => dispatch(&payload.value, payload.identity),
+        Ok((payload, identity)) => match find(&payload.name) {
+            Ok(dispatch) => dispatch(&payload.value, identity),
             Err(reason) => refuse(&reason),
         },
         Err(reason) => refuse(&reason),
@@ -34,6 +34,16 @@ pub(super) fn take_part() -> ! {
     // The buffer of standard output is the user's; `exit` runs no destructor.
     let _ = std::io::stdout().flush();
     lifeline::end_children();
+    process::exit(i32::from(code.code()))
+}
+
+/// Ends a process that should be a replica and cannot be one, since it would begin a run of its own.
+#[cfg(feature = "image")]
+pub(super) fn refuse_cut_off() -> ! {
+    let code = refuse(
+        "the program is not attached to its launcher, as the first process of the container that takes its standard input \
+         (end the image's entry script with `exec PROGRAM \"$@\"`, and read nothing from standard input in it)",
+    );
     process::exit(i32::from(code.code()))
 }
 
@@ -47,10 +57,13 @@ fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "fairing: {text}");
 }
 
-fn received() -> Result<Payload, String> {
+fn received() -> Result<(Payload, Option<Identity>), String> {
     // The launcher writes the payload before it does anything else.
-    let bytes = lifeline::payload(LEASE).map_err(|error| error.to_string())?;
-    Payload::from_bytes(&bytes).map_err(|error| format!("cannot read what the launcher sent: {error}"))
+    let sent = lifeline::payload(LEASE).map_err(|error| error.to_string())?;
+    let payload =
+        Payload::from_bytes(&sent.value).map_err(|error| format!("cannot read what the launcher sent: {error}"))?;
+    let identity = (!sent.identity.is_empty()).then(|| Identity::from_bytes(&sent.identity)).transpose();
+    Ok((payload, identity.map_err(|error| error.to_string())?))
 }
 
 type Dispatch = fn(&[u8], Option<Identity>) -> ExitCode;
@@ -67,6 +80,9 @@ pub(crate) fn dispatch<T: DistributedTraining>(value: &[u8], identity: Option<Id
         Ok(placement) => placement,
         Err(error) => return refuse(&error.to_string()),
     };
+    if let Err(reason) = deadline::check(&placement) {
+        return refuse(&format!("the placement cannot be used: {reason}"));
+    }
     let value: T = match T::from_bytes(value) {
         Ok(value) => value,
         Err(error) => return refuse(&format!("cannot read the value of `{}`: {error}", T::NAME)),
@@ -119,7 +135,7 @@ fn exit_code(failure: &Failure) -> ExitCode {
         FailureKind::NotFinite => ExitCode::NotFinite,
         FailureKind::Layout | FailureKind::Diverged => ExitCode::Layout,
         FailureKind::Configuration => ExitCode::Configuration,
-        FailureKind::NeverLaunched => ExitCode::NeverLaunched,
+        FailureKind::NeverLaunched | FailureKind::NeverStarted => ExitCode::NeverLaunched,
         FailureKind::Timeout => ExitCode::Timeout,
         FailureKind::Lost | FailureKind::Protocol => ExitCode::Protocol,
     }

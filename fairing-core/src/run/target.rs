@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use super::RunError;
 use crate::config::{Config, Target as Kind};
-use crate::launch::{LaunchPlan, Launcher, LocalLauncher};
+use crate::launch::{LaunchPlan, Launcher, LocalLauncher, Program};
 use crate::observe::terminal::View;
-use crate::topology::Address;
+use crate::topology::{Address, Topology};
 #[cfg(feature = "docker")]
 use {
     super::ship::{Delivered, Shipment},
@@ -36,8 +36,6 @@ pub(super) struct Target {
 
 /// What a replica's placement says of where it is.
 pub(super) struct Site {
-    /// Where the servers listen, in the order of their shares.
-    pub(super) servers: Vec<Address>,
     /// Processor cores that all replicas share.
     pub(super) cores: u32,
     /// The data folder as a replica sees it.
@@ -45,20 +43,30 @@ pub(super) struct Site {
 }
 
 impl Prepared {
-    pub(super) fn new(config: &Config, manifest: &std::path::Path, view: &mut dyn View) -> Result<Self, RunError> {
+    /// Finds out what can be found out before anything is started, and gets everything ready that needs nobody else.
+    pub(super) fn new(
+        config: &Config,
+        manifest: &std::path::Path,
+        program: &Program,
+        view: &mut dyn View,
+    ) -> Result<Self, RunError> {
         match config.target {
             Kind::Local => Ok(Prepared::Local(LocalLauncher::new()?)),
             #[cfg(feature = "docker")]
             Kind::Docker => {
+                program.check_arguments()?;
                 // Asked first: an engine that is not there should not be found out about after a minute of packing.
                 let engine = (!config.dry_run).then(engine).transpose()?;
+                if let Some(engine) = &engine {
+                    limits(config).check(&config.topology, engine).map_err(super::ImageError::from)?;
+                }
                 let architecture = engine.as_ref().and_then(Engine::architecture);
                 let shipment = Box::new(Shipment::pack(config, manifest, architecture, view)?);
                 Ok(Prepared::Docker { shipment, engine })
             }
             #[cfg(not(feature = "docker"))]
             target @ Kind::Docker => {
-                let _ = (manifest, view);
+                let _ = (manifest, program, view);
                 Err(RunError::MissingFeature { target, feature: "docker" })
             }
             target @ Kind::Kubernetes => Err(RunError::MissingFeature { target, feature: "kubernetes" }),
@@ -68,12 +76,18 @@ impl Prepared {
     /// As far as it is known before anything is started.
     pub(super) fn site(&self, config: &Config) -> Site {
         match self {
-            Prepared::Local(launcher) => local_site(launcher, config),
+            Prepared::Local(_) => local_site(config),
             #[cfg(feature = "docker")]
-            Prepared::Docker { shipment, .. } => {
-                let servers = docker::addresses(&config.topology);
-                Site { servers, cores: cores(), data_dir: shipment.data_dir() }
-            }
+            Prepared::Docker { shipment, .. } => Site { cores: cores(), data_dir: shipment.data_dir() },
+        }
+    }
+
+    /// Where the servers of `run` would listen.
+    pub(super) fn addresses(&self, run: &str, topology: &Topology) -> Vec<Address> {
+        match self {
+            Prepared::Local(launcher) => launcher.addresses(run, topology),
+            #[cfg(feature = "docker")]
+            Prepared::Docker { .. } => docker::addresses(topology),
         }
     }
 
@@ -96,12 +110,12 @@ impl Prepared {
         text
     }
 
-    /// Brings what is needed to where it is needed.
-    pub(super) fn deliver(self, config: &Config, view: &mut dyn View) -> Result<Target, RunError> {
+    /// Brings what is needed for the run `name` to where it is needed.
+    pub(super) fn deliver(self, config: &Config, name: &str, view: &mut dyn View) -> Result<Target, RunError> {
         match self {
             Prepared::Local(launcher) => {
-                let site = local_site(&launcher, config);
-                let _ = view;
+                let site = local_site(config);
+                let _ = (name, view);
                 Ok(Target { launcher: Box::new(launcher), site, is_remote: false })
             }
             #[cfg(feature = "docker")]
@@ -109,8 +123,8 @@ impl Prepared {
                 let engine = engine.expect("only a dry run has none, and it delivers nothing");
                 let data_dir = shipment.data_dir();
                 let limits = shipment.limits;
-                let Delivered { image, id, program } = shipment.deliver(&engine, view)?;
-                let site = Site { servers: docker::addresses(&config.topology), cores: engine.cores(), data_dir };
+                let Delivered { image, id, program } = shipment.deliver(&engine, name, view)?;
+                let site = Site { cores: engine.cores(), data_dir };
                 let launcher = DockerLauncher::new(engine, image, limits).tidying(program.map(|program| (program, id)));
                 Ok(Target { launcher: Box::new(launcher), site, is_remote: true })
             }
@@ -118,8 +132,8 @@ impl Prepared {
     }
 }
 
-fn local_site(launcher: &LocalLauncher, config: &Config) -> Site {
-    Site { servers: launcher.addresses(&config.topology), cores: cores(), data_dir: config.data_dir.clone() }
+fn local_site(config: &Config) -> Site {
+    Site { cores: cores(), data_dir: config.data_dir.clone() }
 }
 
 /// The cores of this machine.

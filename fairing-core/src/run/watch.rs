@@ -25,11 +25,11 @@ use crate::observe::run_folder::{LogFiles, RunFolder};
 use crate::observe::tensorboard::TensorBoard;
 use crate::observe::terminal::View;
 use crate::protocol::connection::Connection;
-use crate::protocol::deadline::{GRACE, HEARTBEAT, JOIN, WORST_LOSS, WORST_WAIT};
+use crate::protocol::deadline::{GRACE, HEARTBEAT, WORST_LOSS, WORST_WAIT};
 use crate::protocol::failure::{Failure, FailureKind};
 use crate::protocol::message::{FromCoordinator, Numbered, ToCoordinator, WorkerEnd};
 use crate::secure::Identity;
-use crate::topology::{Rank, Replica, Role, Topology};
+use crate::topology::{Placement, Rank, Replica, Role, Topology};
 
 /// Messages that may wait for the watcher; a replica that writes faster than the terminal shows waits itself.
 pub(super) const QUEUE: usize = 1024;
@@ -41,6 +41,12 @@ const TICK: Duration = Duration::from_millis(50);
 /// replica can end before the watcher has attached, or before it has read what the coordinator wrote; of a replica that
 /// the coordinator never met there is nothing to be heard, and the others should not wait for it longer than this.
 const HEARSAY: Duration = HEARTBEAT;
+
+/// The signal of an end that is forced.
+const SIGKILL: i32 = 9;
+
+/// How long the start of the replicas may go on after an interrupt: what works is done by then, and a person still waits.
+const LAUNCH_GRACE: Duration = Duration::from_secs(3);
 
 /// What the watcher is told.
 pub(super) enum Message {
@@ -100,7 +106,12 @@ impl Watch {
         let hashing = Hashing::start(hashes::program(), self.data_dir);
         let interrupts = Interrupts::count();
         let (replica_events, from_replicas) = sync_channel(QUEUE);
-        let launched = self.launcher.launch(&self.plan, replica_events.clone())?;
+        let (plan, launched) =
+            launch(self.launcher, self.plan, &replica_events, &interrupts, LAUNCH_GRACE).inspect_err(|error| {
+                if matches!(error, RunError::Killed) {
+                    view.say("stopped before the replicas were started; what there is of them is removed as soon as possible");
+                }
+            })?;
         let messages = self.messages.clone();
         std::thread::spawn(move || {
             for event in from_replicas {
@@ -111,10 +122,10 @@ impl Watch {
         });
         let ended = Arc::new(AtomicBool::new(false));
         let (messages, caller_ended) = (self.messages, ended.clone());
-        let (run, address) = (self.plan.run.clone(), self.plan.placements[0].servers[0].clone());
+        let Placement { run, servers, join, .. } = plan.placements[0].clone();
         let way = caller::Route::new(launched.way(), self.identity);
         std::thread::spawn(move || {
-            caller::listen(&way, &address, &run, &caller_ended, |heard| {
+            caller::listen(&way, &servers[0], &run, join, &caller_ended, |heard| {
                 messages.send(Message::Coordinator(heard)).is_ok()
             });
         });
@@ -129,7 +140,7 @@ impl Watch {
             tensorboard,
             metrics: Metrics::default(),
             folder: self.folder,
-            plan: self.plan,
+            plan,
             type_name: self.type_name,
             hyperparameters: self.hyperparameters,
             asking_git,
@@ -153,6 +164,7 @@ impl Watch {
             ended_here: BTreeSet::new(),
             awaited: BTreeSet::new(),
             restarted: BTreeSet::new(),
+            overdue: BTreeMap::new(),
             lost: BTreeMap::new(),
             workers: Vec::new(),
             verdict: None,
@@ -166,6 +178,42 @@ impl Watch {
             trained: None,
         };
         Ok(std::thread::spawn(move || watcher.run(&received)))
+    }
+}
+
+/// Starts the replicas; [`RunError::Killed`] if that is interrupted and goes on for longer than `grace`, or at a second
+/// interrupt.
+///
+/// In a thread of its own, since an engine may be stuck. Whatever it makes after that is removed: by that thread, or if the
+/// program ends by what ends replicas without a launcher.
+fn launch(
+    launcher: Box<dyn Launcher>,
+    plan: LaunchPlan,
+    events: &SyncSender<ReplicaEvent>,
+    interrupts: &Interrupts,
+    grace: Duration,
+) -> Result<(LaunchPlan, Box<dyn Launched>), RunError> {
+    let events = events.clone();
+    let (done, starting) = sync_channel(1);
+    std::thread::spawn(move || {
+        let launched = launcher.launch(&plan, events);
+        // With nobody waiting any more, what was started is dropped, which ends it.
+        let _ = done.send((plan, launched));
+    });
+    let mut interrupted: Option<Instant> = None;
+    loop {
+        match starting.recv_timeout(TICK) {
+            // An interrupt is left to the watcher, which ends a run that has not begun to train.
+            Ok((plan, launched)) => return Ok((plan, launched?)),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(RunError::Watcher("starting the replicas panicked".to_owned()));
+            }
+        }
+        let count = interrupts.so_far();
+        if count > 0 && (count > 1 || interrupted.get_or_insert_with(Instant::now).elapsed() >= grace) {
+            return Err(RunError::Killed);
+        }
     }
 }
 
@@ -218,6 +266,8 @@ struct Watcher {
     awaited: BTreeSet<Replica>,
     /// Replicas that were started again.
     restarted: BTreeSet<Replica>,
+    /// Lost replicas that the target has not ended or replaced by then, and that have to be ended from here.
+    overdue: BTreeMap<Replica, Instant>,
     /// Workers that the run goes on without, and why.
     lost: BTreeMap<Replica, String>,
     /// How the workers' steps went, by rank.
@@ -269,6 +319,9 @@ impl Watcher {
                 self.show(&Event::Line { replica, stream, text });
             }
             Message::Replica(ReplicaEvent::Exited { replica, exit }) => self.exited(replica, exit),
+            Message::Replica(ReplicaEvent::Replaced { replica, exit }) => self.replaced(replica, exit),
+            Message::Replica(ReplicaEvent::Doomed { replica, reason }) => self.doomed(replica, reason),
+            Message::Replica(ReplicaEvent::Note { text }) => self.view.say(&text),
             Message::Coordinator(Heard::Attached(connection)) => {
                 self.coordinator = Some(connection);
                 if self.stopping {
@@ -347,6 +400,26 @@ impl Watcher {
         self.verdict.get_or_insert(now + HEARSAY);
     }
 
+    /// A replica has ended, and the target itself starts another one.
+    fn replaced(&mut self, replica: Replica, exit: Exit) {
+        self.overdue.remove(&replica);
+        self.joined.remove(&replica);
+        if !self.killed && self.complete.is_none() && self.failure.is_none() {
+            self.show(&Event::Warning(format!("{replica} {exit}; the cluster starts it again")));
+        }
+        self.tell_coordinator(ToCoordinator::Ended(replica));
+    }
+
+    /// A replica does not run and never will, so that the others wait for nothing.
+    fn doomed(&mut self, replica: Replica, reason: String) {
+        self.exits.insert(replica, Exit::Code(ExitCode::NeverLaunched.code().into()));
+        if self.complete.is_none() && !self.killed {
+            let failure = Failure { replica, kind: FailureKind::NeverStarted, message: reason, round: None };
+            self.failure.get_or_insert(failure);
+            self.end_by(Instant::now());
+        }
+    }
+
     /// Whether the run may go on although this replica has ended: the coordinator decides.
     fn may_heal(&self, replica: Replica) -> bool {
         let placement = &self.plan.placements[0];
@@ -389,6 +462,13 @@ impl Watcher {
         if !rejoin {
             self.lost.insert(replica, reason);
         }
+        if rejoin && self.launched.restarts_by_itself() {
+            // Most often it has ended, and the target knows. If it has not heard of it soon, the replica is frozen or cut off.
+            if self.joined.remove(&replica) {
+                self.overdue.insert(replica, Instant::now() + HEARSAY * 3);
+            }
+            return;
+        }
         if !self.exits.contains_key(&replica) {
             // Frozen, or cut off. Its place can be taken only once it is gone, and if nobody takes it, the end of the run
             // should not wait for it.
@@ -419,6 +499,7 @@ impl Watcher {
         match message {
             FromCoordinator::Joined(replica) => {
                 self.joined.insert(replica);
+                self.overdue.remove(&replica);
                 if self.joined.len() == self.plan.placements.len() {
                     // A worker that is started again joins a second time.
                     self.all_joined.get_or_insert_with(Instant::now);
@@ -515,7 +596,7 @@ impl Watcher {
         }
         let written = self.tensorboard.tick(now);
         self.keep(written.map_err(RunError::from));
-        if self.joined.is_empty() && self.spawned.elapsed() > JOIN + GRACE {
+        if self.joined.is_empty() && self.spawned.elapsed() > self.plan.placements[0].join + GRACE {
             self.end_by(now);
         }
         if self.verdict.take_if(|verdict| *verdict <= now).is_some()
@@ -525,12 +606,22 @@ impl Watcher {
         {
             self.end_by(now);
         }
+        let overdue: Vec<Replica> =
+            self.overdue.iter().filter(|(_, due)| **due <= now).map(|(replica, _)| *replica).collect();
+        for replica in overdue {
+            self.overdue.remove(&replica);
+            self.launched.kill(replica);
+        }
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             self.deadline = None;
             for placement in &self.plan.placements {
                 if !self.exits.contains_key(&placement.replica) {
                     self.ended_here.insert(placement.replica);
-                    self.launched.kill(placement.replica);
+                    match self.launched.restarts_by_itself() {
+                        // Killed one by one they would come again; the end of the run ends them all.
+                        true => _ = self.exits.insert(placement.replica, Exit::Signal(SIGKILL)),
+                        false => self.launched.kill(placement.replica),
+                    }
                 }
             }
         }

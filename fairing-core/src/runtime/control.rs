@@ -13,7 +13,7 @@ use super::status::RunStatus;
 use crate::observe::events::Progress;
 use crate::observe::metrics::MetricPoint;
 use crate::protocol::connection::{Connection, ConnectionError, at_most};
-use crate::protocol::deadline::{HEARTBEAT, HELLO, JOIN, LEASE, RECONNECT, REPORT, ROUND, TICK};
+use crate::protocol::deadline::{HEARTBEAT, HELLO, LEASE, RECONNECT, REPORT, ROUND, TICK};
 use crate::protocol::failure::{Failure, FailureKind};
 use crate::protocol::frame::Kind;
 use crate::protocol::message::{
@@ -122,7 +122,7 @@ impl Control {
             outbox: Mutex::default(),
             wanted: Condvar::new(),
         });
-        let (reader, position) = control.call(Instant::now() + JOIN)?;
+        let (reader, position) = control.call(Instant::now() + placement.join)?;
         let (listening, reporting) = (control.clone(), Arc::downgrade(&control));
         std::thread::spawn(move || listening.listen(reader));
         std::thread::spawn(move || {

@@ -16,7 +16,7 @@ use serde_bytes::ByteBuf;
 use crate::observe::events::Progress;
 use crate::observe::metrics::Merger;
 use crate::protocol::connection::{Connection, ConnectionError, at_most};
-use crate::protocol::deadline::{FAREWELL, HEARTBEAT, JOIN, KEEP_RESULT, LEASE, RECONNECT, ROUND, STALL, TICK};
+use crate::protocol::deadline::{FAREWELL, HEARTBEAT, LEASE, RECONNECT, ROUND, STALL, TICK};
 use crate::protocol::failure::{Failure, FailureKind};
 use crate::protocol::frame::Kind;
 use crate::protocol::message::{
@@ -224,6 +224,8 @@ pub(crate) struct Coordinator {
     topology: Topology,
     mode: Mode,
     rejoin: Duration,
+    join: Duration,
+    keep_result: Duration,
     status: Arc<RunStatus>,
     position: Position,
     members: BTreeMap<Replica, Member>,
@@ -264,11 +266,13 @@ impl Gather {
 
 impl Coordinator {
     pub(crate) fn new(placement: &Placement, status: Arc<RunStatus>, position: Position) -> Self {
-        let Placement { topology, mode, rejoin, .. } = *placement;
+        let Placement { topology, mode, rejoin, join, keep_result, .. } = *placement;
         Self {
             topology,
             mode,
             rejoin,
+            join,
+            keep_result,
             status,
             position,
             members: BTreeMap::new(),
@@ -744,10 +748,10 @@ impl Coordinator {
         let missing: Vec<Replica> =
             self.topology.replicas().filter(|replica| !self.members.contains_key(replica)).collect();
         if let Some(first) = missing.first()
-            && self.started.elapsed() > JOIN
+            && self.started.elapsed() > self.join
         {
             let names = missing.iter().map(Replica::to_string).collect::<Vec<_>>().join(", ");
-            let message = format!("no word from {names} within {} of the start", seconds(JOIN));
+            let message = format!("no word from {names} within {} of the start", seconds(self.join));
             return self.fail(*first, FailureKind::Timeout, message);
         }
         if std::mem::replace(&mut self.checked, Instant::now()).elapsed() > LEASE / 2 {
@@ -916,7 +920,7 @@ impl Coordinator {
         let rounds = self.workers().filter_map(|(_, member)| Some(member.finished.as_ref()?.rounds)).max().unwrap_or(0);
         let complete = FromCoordinator::Complete { rounds, stopped: self.status.is_stopping() };
         let files = self.model.take().expect("the run is complete");
-        let deadline = Instant::now() + KEEP_RESULT;
+        let deadline = Instant::now() + self.keep_result;
         // To every caller that comes, since one that goes without a word of thanks may not have it.
         let mut given = None;
         let mut thanked = None;

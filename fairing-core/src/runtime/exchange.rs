@@ -15,7 +15,7 @@ use super::parameter_server::{CHUNK, Closed, Ended, FromServer, Join, Joined, Pa
 use super::shard::shard;
 use super::status::RunStatus;
 use crate::protocol::connection::{Connection, ConnectionError};
-use crate::protocol::deadline::{JOIN, RECONNECT, ROUND, TICK};
+use crate::protocol::deadline::{RECONNECT, ROUND, TICK};
 use crate::protocol::failure::Failure;
 use crate::protocol::frame::{HEADER_BYTES, Header, Kind, PushHead, pack_bits};
 use crate::protocol::message::{Hello, Incarnation, Position, Purpose, Speaker};
@@ -221,7 +221,8 @@ impl Exchange {
                     let joined = join_over(&mut connection, &join, initial, &surroundings)?;
                     Ok((connection, joined))
                 };
-                let answer = surroundings.persist(attempt, Instant::now() + JOIN).map_err(failed)?;
+                let answer =
+                    surroundings.persist(attempt, Instant::now() + surroundings.placement.join).map_err(failed)?;
                 let (connection, answer) = answer;
                 remotes.push(Remote { index, range, connection, server: Some(answer.server) });
                 joined.push(answer);
@@ -472,7 +473,8 @@ fn join_over(
     (parameters, unlearned): (&[f32], Option<&[u8]>),
     surroundings: &Surroundings,
 ) -> Result<Joined, Why> {
-    let patience = |waited| surroundings.patience(waited, JOIN * 2 + surroundings.placement.rejoin);
+    let patience =
+        |waited| surroundings.patience(waited, surroundings.placement.join * 2 + surroundings.placement.rejoin);
     connection.send(&ToServer::Join(join.clone()))?;
     match receive(connection, &patience)? {
         FromServer::Seated { initial: false } => {}

@@ -13,7 +13,7 @@ use super::status::RunStatus;
 use crate::protocol::failure::{Failure, FailureKind};
 use crate::protocol::fuzzing::{Script, round_trip};
 use crate::protocol::message::{Incarnation, Numbered, Position, Seat, SeatState, Speaker};
-use crate::topology::{Address, Mode, Placement, Rank, Replica, Topology};
+use crate::topology::{Address, JOIN, KEEP_RESULT, Mode, Placement, Rank, Replica, Topology};
 
 /// One server, and workers that are all this peer.
 fn placement(workers: u32) -> Placement {
@@ -27,6 +27,8 @@ fn placement(workers: u32) -> Placement {
         data_dir: None,
         mode: Mode::Sync,
         rejoin: Duration::from_secs(1),
+        join: JOIN,
+        keep_result: KEEP_RESULT,
     }
 }
 

@@ -24,7 +24,7 @@ use super::optimizer::{Cells, Clipping, Optimizer, Round, ShardOptimizer, mean};
 use super::shard::{LARGEST_BLOCK, shard};
 use super::status::RunStatus;
 use crate::protocol::connection::{Connection, ConnectionError};
-use crate::protocol::deadline::{HELLO, JOIN, ROUND, STALL, TICK};
+use crate::protocol::deadline::{HELLO, ROUND, STALL, TICK};
 use crate::protocol::failure::{Failure, FailureKind};
 use crate::protocol::frame::{Header, Kind, PushHead, bit};
 use crate::protocol::message::{Incarnation, Position, SeatState};
@@ -521,9 +521,10 @@ impl Session {
                 return Ok(shard.clone());
             }
             self.check()?;
-            if started.elapsed() > JOIN + self.server.placement.rejoin {
+            let Placement { join, rejoin, .. } = self.server.placement;
+            if started.elapsed() > join + rejoin {
                 let missing = joining.present.iter().position(|present| !present).unwrap_or(0);
-                let message = format!("it did not call `worker.join` within {}", seconds(JOIN));
+                let message = format!("it did not call `worker.join` within {}", seconds(join));
                 return Err(timeout(missing, None, message).into());
             }
             joining = self.server.joined.wait_timeout(joining, TICK).expect("no holder panics").0;

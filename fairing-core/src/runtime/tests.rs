@@ -22,7 +22,7 @@ use crate::protocol::message::{
 };
 use crate::protocol::tcp::testing::{Meeting, loopback};
 use crate::protocol::transport::{Memory, Transport, Unix};
-use crate::topology::{Address, Member, Mode, Placement, Replica, Role, Topology};
+use crate::topology::{Address, JOIN, KEEP_RESULT, Member, Mode, Placement, Replica, Role, Topology};
 
 /// Some trained tensors, one frozen and one state tensor.
 #[derive(Debug, Clone, PartialEq)]
@@ -177,6 +177,8 @@ fn run_as(
             data_dir: None,
             mode,
             rejoin: Duration::ZERO,
+            join: JOIN,
+            keep_result: KEEP_RESULT,
         },
         transport: transports(Member::Replica(replica)),
         status: Arc::new(RunStatus::default()),

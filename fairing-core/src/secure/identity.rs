@@ -32,6 +32,13 @@ pub enum IdentityError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The bytes hold no identity.
+    #[error("there is no identity in what should be one (it was damaged on its way, or is another file)")]
+    Unreadable {
+        /// What is wrong with them.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// An identity's bytes are not what an authority issued.
     #[error("the identity of `{member}` cannot be used (it was damaged on its way)")]
     Unusable {
@@ -139,6 +146,22 @@ impl Identity {
         self.member
     }
 
+    /// What stands in the file of a Secret, or travels over a pipe.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        ciborium::into_writer(self, &mut bytes).expect("bytes can be written to memory");
+        bytes
+    }
+
+    /// Inverse of [`Identity::to_bytes`].
+    ///
+    /// # Errors
+    ///
+    /// [`IdentityError::Unreadable`] if the bytes are those of something else.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, IdentityError> {
+        ciborium::from_reader(bytes).map_err(|source| IdentityError::Unreadable { source: Box::new(source) })
+    }
+
     /// The same member with another idea of who says who is who.
     #[cfg(test)]
     pub(crate) fn trusting(self, other: &Identity) -> Self {
@@ -166,9 +189,9 @@ mod tests {
     #[test]
     fn an_identity_survives_its_journey() {
         let issued = Authority::new("fashion-1").unwrap().issue(Replica::worker(3).into()).unwrap();
-        let mut bytes = Vec::new();
-        ciborium::into_writer(&issued, &mut bytes).unwrap();
-        let read: Identity = ciborium::from_reader(bytes.as_slice()).unwrap();
+        let bytes = issued.to_bytes();
+        let read = Identity::from_bytes(&bytes).unwrap();
+        assert!(matches!(Identity::from_bytes(&bytes[1..]), Err(IdentityError::Unreadable { .. })));
         assert_eq!(read.member(), Member::Replica(Replica::worker(3)));
         assert_eq!(
             (&read.authority, &read.certificate, &read.key),

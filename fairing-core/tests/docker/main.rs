@@ -26,7 +26,7 @@ use fairing_core::launch::docker::{DockerLauncher, Engine as Connection, Limits,
 use fairing_core::launch::{LaunchError, LaunchPlan, Launched, Launcher, Program, ReplicaEvent};
 use fairing_core::lifeline;
 use fairing_core::observe::events::{Exit, Stream};
-use fairing_core::topology::{Mode, Placement, Replica, Topology};
+use fairing_core::topology::{JOIN, KEEP_RESULT, Mode, Placement, Replica, Topology};
 
 use engine::Engine;
 use harness::tests;
@@ -153,7 +153,12 @@ fn replica(behaviour: &str) {
         }
         "payload" => {
             let payload = lifeline::payload(PATIENCE).unwrap();
-            println!("payload {} {}", payload.len(), payload.iter().map(|byte| u64::from(*byte)).sum::<u64>());
+            println!(
+                "payload {} {}",
+                payload.value.len(),
+                payload.value.iter().map(|byte| u64::from(*byte)).sum::<u64>()
+            );
+            println!("identity {}", String::from_utf8(payload.identity).unwrap());
             let environment = fs::read("/proc/self/environ").unwrap();
             println!("environment {}", environment.windows(6).any(|window| window == b"secret"));
         }
@@ -251,7 +256,7 @@ impl Run {
         payload: Vec<u8>,
     ) -> Result<Self, LaunchError> {
         let launcher = DockerLauncher::new(connection, image.to_owned(), limits);
-        let servers = launcher.addresses(&topology);
+        let servers = launcher.addresses("run", &topology);
         let placement = |replica| Placement {
             run: run.into(),
             replica,
@@ -262,6 +267,8 @@ impl Run {
             data_dir: None,
             mode: Mode::Sync,
             rejoin: Duration::ZERO,
+            join: JOIN,
+            keep_result: KEEP_RESULT,
         };
         let arguments: Vec<OsString> = ["replica", behaviour].map(OsString::from).into();
         let plan = LaunchPlan {
@@ -269,7 +276,8 @@ impl Run {
             placements: topology.replicas().map(placement).collect(),
             program: Program { arguments, ..Program::running() },
             variables: vec![],
-            payloads: vec![payload; topology.replicas().count()],
+            value: payload,
+            identities: topology.replicas().map(|replica| replica.file_name().into()).collect(),
         };
         let (sender, events) = mpsc::sync_channel(64);
         let launched = Box::new(launcher).launch(&plan, sender.clone())?;
@@ -400,6 +408,10 @@ fn payload_arrives_by_standard_input_and_nowhere_else() {
     assert!(exits.values().all(|exit| *exit == Exit::Code(0)), "{lines:?}");
     let expected = format!("payload {} {sum}", payload.len());
     assert_eq!(lines.iter().filter(|line| line.2 == expected).count(), 2, "{lines:?}");
+    for replica in [Replica::ps(0), Replica::worker(0)] {
+        let own = format!("identity {}", replica.file_name());
+        assert!(lines.iter().any(|line| line.0 == replica && line.2 == own), "{lines:?}");
+    }
     assert_eq!(lines.iter().filter(|line| line.2 == "environment false").count(), 2, "{lines:?}");
 }
 

@@ -147,7 +147,10 @@ impl Engine {
                 let dockerfile = ("Dockerfile".to_owned(), text.into_bytes());
                 (Context { dockerfile, folder: None, layers: archive.layers() }, Some(tag))
             }
-            Dockerfile::Own(path) => (own(path, archive)?, None),
+            Dockerfile::Own(path) => {
+                let (dockerfile, folder) = own(path)?;
+                (Context { dockerfile, folder: Some(folder), layers: archive.layers() }, None)
+            }
         };
         let described = match dockerfile {
             Dockerfile::Generated { .. } => "the generated Dockerfile".to_owned(),
@@ -280,8 +283,19 @@ impl Engine {
     }
 }
 
-/// What is sent for the user's own Dockerfile.
-fn own<'a>(path: &Path, archive: &Archive<'a>) -> Result<Context<'a>, BuildError> {
+/// Whether the user's own Dockerfile, and what lies beside it to say what is sent, can be read.
+///
+/// # Errors
+///
+/// [`BuildError`].
+pub fn check_dockerfile(path: &Path) -> Result<(), BuildError> {
+    own(path).map(drop)
+}
+
+/// The user's own Dockerfile with its name, its folder, and what of the folder is sent.
+type Own = ((String, Vec<u8>), (PathBuf, Patterns));
+
+fn own(path: &Path) -> Result<Own, BuildError> {
     let unreadable = |source| BuildError::Dockerfile { path: path.to_owned(), source };
     let text = fs::read(path).map_err(unreadable)?;
     let name = path.file_name().and_then(|name| name.to_str());
@@ -293,7 +307,7 @@ fn own<'a>(path: &Path, archive: &Archive<'a>) -> Result<Context<'a>, BuildError
         Err(error) if error.kind() == io::ErrorKind::NotFound => Patterns::read("").expect("the defaults are good"),
         Err(source) => return Err(BuildError::Read(StreamError::Read { path: list, source })),
     };
-    Ok(Context { dockerfile: (name, text), folder: Some((folder, patterns)), layers: archive.layers() })
+    Ok(((name, text), (folder, patterns)))
 }
 
 /// A Dockerfile for the image that the archive is.

@@ -9,6 +9,7 @@ use bollard::models::{
 };
 
 use super::super::LaunchPlan;
+use super::engine::{Engine, EngineError};
 use crate::topology::{Address, Placement, Replica, Role, Topology};
 
 /// Label with the name of the run.
@@ -54,6 +55,21 @@ pub struct RoleLimits {
 }
 
 impl RoleLimits {
+    /// Whether `engine` can give each replica so many cores; engines say that it cannot only when the container is made.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::TooFewCores`].
+    pub fn check(&self, topology: &Topology, engine: &Engine) -> Result<(), EngineError> {
+        let cores = engine.cores();
+        let roles = topology.replicas().map(|replica| replica.role);
+        let asked = roles.filter_map(|role| Some((role, self.of(role).millicores?)));
+        match asked.into_iter().find(|(_, millicores)| *millicores > u64::from(cores) * 1000) {
+            None => Ok(()),
+            Some((role, millicores)) => Err(EngineError::TooFewCores { role, millicores, cores }),
+        }
+    }
+
     pub(super) fn of(&self, role: Role) -> Limits {
         match role {
             Role::Worker => self.worker,
@@ -123,6 +139,7 @@ pub(super) fn container(
     let endpoint = EndpointSettings { aliases: Some(vec![replica.file_name()]), ..EndpointSettings::default() };
     ContainerCreateBody {
         image: Some(image.to_owned()),
+        // Checked to be text before anything was made.
         cmd: Some(plan.program.arguments.iter().map(|argument| argument.to_string_lossy().into_owned()).collect()),
         env: Some(environment(plan, placement)),
         user: Some(USER.to_owned()),

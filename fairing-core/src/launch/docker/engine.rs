@@ -11,6 +11,7 @@ use bollard::{API_DEFAULT_VERSION, Docker};
 use crate::config::Env;
 use crate::image::Architecture;
 use crate::reactor::Reactor;
+use crate::topology::Role;
 
 /// How long the engine may take to answer a request that makes, starts or removes something. A loaded engine takes seconds.
 pub(super) const CALL: Duration = Duration::from_secs(60);
@@ -72,6 +73,17 @@ pub enum EngineError {
         address: String,
         /// What it speaks.
         version: String,
+    },
+    /// A replica is to have more cores than there are.
+    #[error("each {role} is to have {} cores, and the container engine's machine has {cores} (lower `resources.{role}.cpu`)",
+            *millicores as f64 / 1e3)]
+    TooFewCores {
+        /// Whose limit it is.
+        role: Role,
+        /// Thousandths of a core that it is to have.
+        millicores: u64,
+        /// What the engine has.
+        cores: u32,
     },
     /// It does not have the image that containers are to be made of; a run that ends may just have removed it.
     #[error("the container engine does not have the image `{image}` any more (start the run again)")]

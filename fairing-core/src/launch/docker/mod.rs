@@ -49,14 +49,13 @@ use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
-use super::events::{Ending, Events, LastLines};
+use super::events::{Ending, Events, LastLines, UNSEEN, exit};
 use super::lines::Lines;
 use super::{LaunchError, LaunchPlan, Launched, Launcher, ReplicaEvent, Way};
-use crate::lifeline;
 use crate::observe::events::{Exit, Stream};
 use crate::topology::{Address, Placement, Replica, Topology};
 
-pub use build::{BuildError, Dockerfile, Logins};
+pub use build::{BuildError, Dockerfile, Logins, check_dockerfile};
 pub use container::{Limits, RoleLimits, addresses, describe};
 pub use engine::{Engine, EngineError};
 pub use load::{LoadError, LoadProgress, Loaded, PROGRAM_LABEL, image_labels};
@@ -93,9 +92,6 @@ const NOTED: Duration = Duration::from_secs(1);
 /// Pause between two attempts to remove a network that its containers have just left.
 const NAP: Duration = Duration::from_millis(50);
 
-/// Code of a replica whose end nobody saw, because the engine went away.
-const UNSEEN: i32 = -1;
-
 /// Starts replicas as containers of one engine, from an image that the engine has.
 #[derive(Debug)]
 pub struct DockerLauncher {
@@ -120,7 +116,7 @@ impl DockerLauncher {
 }
 
 impl Launcher for DockerLauncher {
-    fn addresses(&self, topology: &Topology) -> Vec<Address> {
+    fn addresses(&self, _: &str, topology: &Topology) -> Vec<Address> {
         container::addresses(topology)
     }
 
@@ -130,6 +126,7 @@ impl Launcher for DockerLauncher {
         events: SyncSender<ReplicaEvent>,
     ) -> Result<Box<dyn Launched>, LaunchError> {
         plan.check_payloads()?;
+        plan.program.check_arguments()?;
         let ending = Arc::<Ending>::default();
         let events = Events::new(events, ending.clone());
         // Fails before there is a guardian, which would go on removing what a second attempt makes.
@@ -154,18 +151,20 @@ impl Launcher for DockerLauncher {
             goes,
             way,
         };
-        // From here on a failure drops `run`, which removes what there is.
+        // From here on a failure ends `run`, which removes what there is.
         let network = container::network(&plan.run, now());
         let created = self.engine.docker().create_network(network);
         let created = self.engine.call(&format!("create the network `{}`", plan.run), created);
-        created.map_err(|error| run.settle(error.into()))?;
+        if let Err(error) = created {
+            let error = run.settle(error.into());
+            return Err(error.leaving(run.end()));
+        }
         let members = thread::scope(|scope| {
-            let start = |(placement, payload): (&Placement, &Vec<u8>)| {
-                let (run, events, payload) = (&run, events.clone(), lifeline::frame(payload));
-                let placement = placement.clone();
-                scope.spawn(move || run.start(plan, &placement, payload, events))
+            let start = |(placement, payload)| {
+                let (run, events) = (&run, events.clone());
+                scope.spawn(move || run.start(plan, placement, payload, events))
             };
-            let starting: Vec<_> = plan.placements.iter().zip(&plan.payloads).map(start).collect();
+            let starting: Vec<_> = plan.replicas().map(start).collect();
             let started = starting.into_iter().map(|thread| thread.join().expect("starting does not panic"));
             started.collect::<Vec<_>>()
         });
@@ -181,7 +180,7 @@ impl Launcher for DockerLauncher {
         }
         match failure {
             None => Ok(Box::new(run)),
-            Some(error) => Err(error),
+            Some(error) => Err(error.leaving(run.end())),
         }
     }
 }
@@ -412,7 +411,7 @@ impl Launched for DockerRun {
             _ => {}
         }
         let events = Events::new(events, self.ending.clone());
-        let member = self.start(plan, placement, lifeline::frame(payload), events);
+        let member = self.start(plan, placement, payload, events);
         let member = member.map_err(|error| self.settle(error))?;
         self.members.push(member);
         Ok(())
@@ -623,12 +622,6 @@ enum Memory {
     UsedUp,
     /// It was killed, and nobody knows by whom.
     Unknown,
-}
-
-/// Engines report a signal as shells do.
-fn exit(code: i64) -> Exit {
-    let code = i32::try_from(code).unwrap_or(UNSEEN);
-    if (129..160).contains(&code) { Exit::Signal(code - 128) } else { Exit::Code(code) }
 }
 
 /// What was removed of a run, or of several.

@@ -12,6 +12,7 @@ use crate::config::ProcessEnv;
 use crate::image::Image;
 use crate::image::append;
 use crate::image::archive::Archive;
+use crate::image::cache::Cache;
 use crate::launch::docker::{Dockerfile, Engine, LoadProgress, Logins, TransferProgress};
 use crate::observe::git;
 use crate::observe::terminal::View;
@@ -29,28 +30,18 @@ pub(crate) struct Delivered {
 }
 
 impl Shipment {
-    /// Brings the image to where the engine has it.
-    pub(crate) fn deliver(self, engine: &Engine, view: &mut dyn View) -> Result<Delivered, ImageError> {
+    /// Brings the image of the run `name` to where the engine has it.
+    pub(crate) fn deliver(self, engine: &Engine, name: &str, view: &mut dyn View) -> Result<Delivered, ImageError> {
         let keychain = Keychain::from_env(&ProcessEnv);
         let program = self.program();
-        let tag = tag(&self.manifest);
+        let tag = tag(&self.manifest, name);
         let (image, id) = match self.goods {
             Goods::Finished(reference) => {
                 let id = pull(engine, &keychain, &reference, view)?;
                 (id.clone(), id)
             }
-            Goods::Pushed { repository, mut built, base, cache } => {
-                let images = |built: &[Built]| built.iter().map(|built| built.image.clone()).collect::<Vec<_>>();
-                let mut push =
-                    |images: &[Image]| push(&self.settings, images, &repository, base.as_ref(), tag.as_ref(), view);
-                let pushed = match push(&images(&built)) {
-                    // What the cache said about a layer is read only when the layer is sent.
-                    Err(ImageError::Push(PushError::Changed { .. } | PushError::ReadLayer { .. })) => {
-                        built.iter_mut().try_for_each(|built| built.check(&cache))?;
-                        push(&images(&built))
-                    }
-                    pushed => pushed,
-                }?;
+            Goods::Pushed { repository, built, base, cache } => {
+                let pushed = push_built(&self.settings, &repository, built, base.as_ref(), &cache, tag.as_ref(), view)?;
                 let id = pull(engine, &keychain, &pushed, view)?;
                 (pushed.to_string(), id)
             }
@@ -62,17 +53,32 @@ impl Shipment {
                 let id = build_at(engine, &keychain, &packed, dockerfile.as_deref(), view)?;
                 let mut image = id.clone();
                 if let Some(repository) = repository {
-                    let login = login(engine, &keychain, &repository)?;
-                    // An engine sends nothing without a tag.
-                    let tag = tag.map_or_else(|| tag_of_image(&id), |tag| tag.to_string());
-                    let (name, tags) = (repository.to_string(), [tag]);
-                    image = engine.push_image(&id, &name, &tags, login.as_ref(), &mut transferred(view))?;
-                    view.say(&format!("image {image} pushed by the engine"));
+                    image = push_from(engine, &keychain, &id, &repository, tag.as_ref(), view)?;
                 }
                 (image, id)
             }
         };
         Ok(Delivered { image, id, program })
+    }
+
+    /// Brings the image of the run `name` to where a cluster gets it. Returns its name there, by digest.
+    #[cfg(feature = "kubernetes")]
+    pub(crate) fn deliver_to_registry(self, name: &str, view: &mut dyn View) -> Result<Reference, ImageError> {
+        let tag = tag(&self.manifest, name);
+        match self.goods {
+            Goods::Finished(reference) => Ok(super::pack::resolve(&self.settings, &reference)?),
+            Goods::Pushed { repository, built, base, cache } => {
+                push_built(&self.settings, &repository, built, base.as_ref(), &cache, tag.as_ref(), view)
+            }
+            Goods::ByEngine { packed, dockerfile, repository } => {
+                let repository = repository.ok_or(ImageError::NoRepository)?;
+                let engine = Engine::connect(&ProcessEnv)?;
+                let keychain = Keychain::from_env(&ProcessEnv);
+                let id = build_at(&engine, &keychain, &packed, dockerfile.as_deref(), view)?;
+                Ok(push_from(&engine, &keychain, &id, &repository, tag.as_ref(), view)?.parse()?)
+            }
+            Goods::Loaded(_) => Err(ImageError::NoRepository),
+        }
     }
 
     fn program(&self) -> Option<String> {
@@ -84,11 +90,12 @@ impl Shipment {
     }
 }
 
-/// A name that people can read, beside the digest that everything refers to: the commit of the folder, if there is one.
+/// A name that people can read, beside the digest that everything refers to: the commit of the folder, or else the name of
+/// the run. Never `latest`, which may be a user's own, and pushing it would move that.
 ///
-/// Without one there is no tag: `latest` may be a user's own, and pushing it would move that.
-fn tag(folder: &Path) -> Option<Tag> {
-    let commit = git::commit(folder, git::GIT_DEADLINE)?;
+/// It is no part of the image, so the digest does not depend on it.
+fn tag(folder: &Path, run: &str) -> Option<Tag> {
+    let Some(commit) = git::commit(folder, git::GIT_DEADLINE) else { return run.parse().ok() };
     let hash = &commit.id[..commit.id.len().min(COMMIT_DIGITS)];
     // What could not be found out in time counts as changed.
     let text = if commit.dirty == Some(false) { hash.to_owned() } else { format!("{hash}-dirty") };
@@ -99,6 +106,23 @@ fn tag(folder: &Path) -> Option<Tag> {
 fn tag_of_image(id: &str) -> String {
     let digits = id.trim_start_matches("sha256:");
     format!("run-{}", &digits[..digits.len().min(IMAGE_DIGITS)])
+}
+
+/// Makes the engine send an image that it has built to a registry. Returns its name there, by digest.
+fn push_from(
+    engine: &Engine,
+    keychain: &Keychain,
+    id: &str,
+    repository: &Repository,
+    tag: Option<&Tag>,
+    view: &mut dyn View,
+) -> Result<String, ImageError> {
+    let login = login(engine, keychain, repository)?;
+    // An engine sends nothing without a tag.
+    let tags = [tag.map_or_else(|| tag_of_image(id), ToString::to_string)];
+    let image = engine.push_image(id, &repository.to_string(), &tags, login.as_ref(), &mut transferred(view))?;
+    view.say(&format!("image {image} pushed by the engine"));
+    Ok(image)
 }
 
 /// Digits of a commit that tell it from others.
@@ -223,6 +247,27 @@ fn following<T: Send>(view: &mut dyn View, what: &str, work: impl FnOnce(&(dyn F
 /// Time between two words about something that takes long.
 const EVERY: Duration = Duration::from_secs(1);
 
+/// Pushes what was packed; anew if a layer is not what the cache said of it.
+fn push_built(
+    settings: &Settings,
+    repository: &Repository,
+    mut built: Vec<Built>,
+    base: Option<&Repository>,
+    cache: &Cache,
+    tag: Option<&Tag>,
+    view: &mut dyn View,
+) -> Result<Reference, ImageError> {
+    let images = |built: &[Built]| built.iter().map(|built| built.image.clone()).collect::<Vec<_>>();
+    match push(settings, &images(&built), repository, base, tag, view) {
+        // What the cache said about a layer is read only when the layer is sent.
+        Err(ImageError::Push(PushError::Changed { .. } | PushError::ReadLayer { .. })) => {
+            built.iter_mut().try_for_each(|built| built.check(cache))?;
+            push(settings, &images(&built), repository, base, tag, view)
+        }
+        pushed => pushed,
+    }
+}
+
 /// Pushes the image of one architecture, or those of several with their index.
 fn push(
     settings: &Settings,
@@ -285,11 +330,14 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
+    use crate::observe::run_folder::run_name;
 
     #[test]
-    fn an_image_is_tagged_with_the_commit_and_outside_of_git_not_at_all() {
+    fn an_image_is_tagged_with_the_commit_and_outside_of_git_with_the_run() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(tag(folder.path()), None);
+        let run = run_name("Fashion", std::time::SystemTime::UNIX_EPOCH);
+        let tag = |folder: &Path| tag(folder, &run);
+        assert_eq!(tag(folder.path()).unwrap().to_string(), run);
         let git = |arguments: &[&str]| {
             let mut git = Command::new("git");
             git.arg("-C").arg(folder.path()).args(["-c", "user.name=a", "-c", "user.email=a@example.org"]);
@@ -304,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_engine_pushes_outside_of_git_is_tagged_with_its_id() {
+    fn what_an_engine_pushes_without_another_tag_has_its_id() {
         let id = format!("sha256:{}", "0123456789abcdef".repeat(4));
         assert_eq!(tag_of_image(&id), "run-0123456789ab");
         assert!(tag_of_image(&id).parse::<Tag>().is_ok());

@@ -23,7 +23,7 @@ use crate::image::layer::LayerError;
 use crate::image::libraries::LibrariesError;
 use crate::image::static_build::StaticBuildError;
 use crate::image::{Architecture, Digest};
-use crate::launch::docker::{BuildError, EngineError, LoadError, RoleLimits, TransferError};
+use crate::launch::docker::{self, BuildError, EngineError, LoadError, RoleLimits, TransferError};
 use crate::observe::terminal::View;
 use crate::registry::{AuthError, BaseError, ClientError, PushError, Reference, ReferenceError, Repository, Settings};
 
@@ -97,6 +97,10 @@ pub enum ImageError {
     /// There are no root certificates to be shipped.
     #[error("this machine has no file of root certificates (install Debian's ca-certificates, or set SSL_CERT_FILE)")]
     NoRootCertificates,
+    /// A cluster gets images from a registry only.
+    #[cfg(feature = "kubernetes")]
+    #[error("a cluster needs an image in a registry (set `repository` or FAIRING_REPOSITORY to one, as host/name)")]
+    NoRepository,
     /// No thread could be started for talking to a registry.
     #[error("cannot start the threads that talk to the registry")]
     Reactor(#[source] std::io::Error),
@@ -135,7 +139,11 @@ impl Shipment {
         view: &mut dyn View,
     ) -> Result<Self, ImageError> {
         let wanted = &config.image;
-        let settings = Settings { registry_ca: wanted.registry_ca.clone(), plain_http: wanted.plain_http.clone() };
+        // Named before the minute that packing may take.
+        if let (Builder::Docker, Some(path)) = (wanted.builder, &wanted.dockerfile) {
+            docker::check_dockerfile(path)?;
+        }
+        let settings = settings(config);
         let shipment = |goods| Self {
             goods,
             limits: limits(config),
@@ -176,6 +184,16 @@ impl Shipment {
         Ok(shipment(Goods::Pushed { repository, built, base, cache }))
     }
 
+    /// Asks whether what is to be pushed may be.
+    #[cfg(feature = "kubernetes")]
+    pub(crate) fn check_push(config: &Config) -> Result<(), ImageError> {
+        let wanted = &config.image;
+        let Some(repository) = wanted.repository.as_deref().filter(|_| wanted.finished.is_none()) else {
+            return Ok(());
+        };
+        pack::check_push(&settings(config), &repository.parse()?)
+    }
+
     /// The data folder as a replica sees it.
     pub(crate) fn data_dir(&self) -> Option<PathBuf> {
         self.has_data.then(|| DATA.into())
@@ -189,6 +207,10 @@ impl Shipment {
             Goods::Loaded(packed) | Goods::ByEngine { packed, .. } => packed.program.clone(),
         }
     }
+}
+
+fn settings(config: &Config) -> Settings {
+    Settings { registry_ca: config.image.registry_ca.clone(), plain_http: config.image.plain_http.clone() }
 }
 
 /// The digest of what is pushed: the one image, or the index of all.

@@ -15,6 +15,8 @@ use crate::image::{Architecture, Image, Notice};
 use crate::launch::docker::image_labels;
 use crate::observe::terminal::View;
 use crate::reactor::Reactor;
+#[cfg(feature = "kubernetes")]
+use crate::registry::Repository;
 use crate::registry::{Base, Client, Keychain, Reference, Settings};
 
 /// The layers of a program's image, and what they are put on.
@@ -126,6 +128,22 @@ pub(super) fn fetch_bases(
     let reactor = Reactor::start().map_err(ImageError::Reactor)?;
     let fetch = |architecture: &Architecture| Ok(reactor.wait(client.base(reference, *architecture))?);
     architectures.iter().map(fetch).collect()
+}
+
+/// Asks the registry whether an image may be pushed to `repository`.
+#[cfg(feature = "kubernetes")]
+pub(super) fn check_push(settings: &Settings, repository: &Repository) -> Result<(), ImageError> {
+    let client = Client::new(settings.clone(), Keychain::from_env(&ProcessEnv))?;
+    let reactor = Reactor::start().map_err(ImageError::Reactor)?;
+    Ok(reactor.wait(client.check_push(repository))?)
+}
+
+/// The digest that `reference` stands for now, for this program's architecture.
+#[cfg(feature = "kubernetes")]
+pub(super) fn resolve(settings: &Settings, reference: &Reference) -> Result<Reference, ImageError> {
+    let architecture = Architecture::current().unwrap_or(Architecture::Amd64);
+    let base = fetch_bases(settings, reference, &[architecture])?.swap_remove(0);
+    Ok(base.reference)
 }
 
 impl Built {

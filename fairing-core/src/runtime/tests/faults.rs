@@ -18,7 +18,7 @@ use rand_chacha::ChaCha8Rng;
 use super::*;
 use crate::config::{Env as _, ProcessEnv};
 use crate::protocol::connection::ConnectionError;
-use crate::protocol::deadline::{GRACE, JOIN, LEASE, ROUND, TICK, WORST_LOSS};
+use crate::protocol::deadline::{GRACE, LEASE, ROUND, TICK, WORST_LOSS};
 use crate::protocol::faulty::{Fault, Faulty, Life, Moved, Way, What};
 use crate::protocol::frame::Header;
 
@@ -345,6 +345,8 @@ impl Running {
                 data_dir: None,
                 mode: shape.mode(),
                 rejoin: self.case.rejoin,
+                join: JOIN,
+                keep_result: KEEP_RESULT,
             },
             transport: Arc::new(Faulty::new(self.transport.clone(), life.clone())),
             status: status.clone(),

@@ -1,0 +1,264 @@
+//! What a container wrote, from its first line to its last: without loss or repetition across broken connections.
+//!
+//! Every line comes with the time at which the node took it. A connection that broke is asked for again from the second of
+//! the last line, and what was delivered before is skipped.
+
+use std::time::Duration;
+
+use futures_util::AsyncReadExt as _;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::Timestamp;
+use kube::Api;
+use kube::api::LogParams;
+
+use super::super::lines::Lines;
+use super::client::Cluster;
+
+/// Pause before a stream that broke is asked for again; it doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// The longest such pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long the API server may take to begin with the log.
+const BEGIN: Duration = Duration::from_secs(20);
+/// Bytes that are read at once.
+const CHUNK_BYTES: usize = 32 << 10;
+/// Longest text of a time, with the space behind it; what is longer is none.
+const MOST_TIME_BYTES: usize = 48;
+
+/// Follows the log of the only container of the pod `name` to its end.
+///
+/// `deliver` gets each line. `ended` says whether the container has ended or its pod is gone, so that a stream that ends
+/// then has told everything.
+pub(super) async fn follow<F>(
+    cluster: &Cluster,
+    name: &str,
+    mut deliver: impl FnMut(String) -> F,
+    ended: impl Fn() -> bool,
+) where
+    F: Future<Output = ()>,
+{
+    let pods: Api<Pod> = cluster.api();
+    let mut place = Place::default();
+    let mut pause = FIRST_PAUSE;
+    loop {
+        // Looked at before: what is written before the end is in the stream that begins after it.
+        let had_ended = ended();
+        let heard = stream(&pods, name, &mut place, &mut deliver).await;
+        match heard {
+            Heard::All if had_ended || ended() => return,
+            Heard::Absent if had_ended || ended() => return,
+            Heard::All => pause = FIRST_PAUSE,
+            Heard::Absent | Heard::Broken => {}
+        }
+        if had_ended && matches!(heard, Heard::Broken) && pause == LONGEST_PAUSE {
+            // The pod may be gone with its log, and nobody says so.
+            return;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// How one stream ended.
+enum Heard {
+    /// At its end.
+    All,
+    /// There is no such container, or not any more.
+    Absent,
+    /// The connection broke, or did not come about.
+    Broken,
+}
+
+async fn stream<F>(pods: &Api<Pod>, name: &str, place: &mut Place, deliver: &mut impl FnMut(String) -> F) -> Heard
+where
+    F: Future<Output = ()>,
+{
+    let parameters = LogParams { follow: true, timestamps: true, since_time: place.time, ..LogParams::default() };
+    let mut log = match tokio::time::timeout(BEGIN, pods.log_stream(name, &parameters)).await {
+        Ok(Ok(log)) => Box::pin(log),
+        Ok(Err(kube::Error::Api(status))) if status.code == 404 || status.code == 400 => return Heard::Absent,
+        Ok(Err(_)) | Err(_) => return Heard::Broken,
+    };
+    let mut cutter = Cutter::new(place);
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        let size = match log.read(&mut chunk).await {
+            Ok(0) => break,
+            Ok(size) => size,
+            // A line that did not come whole comes again.
+            Err(_) => return Heard::Broken,
+        };
+        let mut lines = Vec::new();
+        cutter.push(&chunk[..size], |line| lines.push(line));
+        for line in lines {
+            deliver(line).await;
+        }
+    }
+    if let Some(line) = cutter.finish() {
+        deliver(line).await;
+    }
+    Heard::All
+}
+
+/// How far a log has been delivered.
+#[derive(Debug, Default)]
+struct Place {
+    /// The time of the last line.
+    time: Option<Timestamp>,
+    /// Lines of that very time.
+    count: usize,
+}
+
+/// Cuts a stream of lines with times into lines, and leaves out those that were delivered.
+struct Cutter<'a> {
+    place: &'a mut Place,
+    /// What was delivered when the stream began.
+    before: Option<Timestamp>,
+    /// Lines of that time that are to be left out still.
+    skipped: usize,
+    /// The time at the beginning of the line, as far as it has come.
+    head: Vec<u8>,
+    /// What is known of the line in hand.
+    line: Line,
+    /// The time of the line in hand, if it has one and is new.
+    time: Option<Timestamp>,
+    lines: Lines,
+}
+
+/// The line in hand.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Line {
+    /// Its time has not come whole.
+    Head,
+    New,
+    Old,
+}
+
+impl<'a> Cutter<'a> {
+    fn new(place: &'a mut Place) -> Self {
+        let (before, skipped) = (place.time, place.count);
+        Self { place, before, skipped, head: Vec::new(), line: Line::Head, time: None, lines: Lines::default() }
+    }
+
+    fn push(&mut self, mut bytes: &[u8], mut emit: impl FnMut(String)) {
+        while !bytes.is_empty() {
+            if self.line == Line::Head {
+                let end = bytes.iter().position(|byte| matches!(byte, b' ' | b'\n'));
+                let (head, rest) = bytes.split_at(end.unwrap_or(bytes.len()));
+                self.head.extend_from_slice(head);
+                if end.is_none() && self.head.len() < MOST_TIME_BYTES {
+                    return;
+                }
+                let time = std::str::from_utf8(&self.head).ok().and_then(|text| text.parse::<Timestamp>().ok());
+                match time {
+                    Some(time) => {
+                        self.line = self.place_of(time);
+                        // The space; at the end of an empty line there may be none.
+                        bytes = rest.strip_prefix(b" ").unwrap_or(rest);
+                    }
+                    None => {
+                        // Not the node's word: the program's own, shown as it is.
+                        self.line = Line::New;
+                        let head = std::mem::take(&mut self.head);
+                        self.lines.push(&head, &mut emit);
+                        bytes = rest;
+                    }
+                }
+                self.head.clear();
+                continue;
+            }
+            let end = bytes.iter().position(|byte| *byte == b'\n').map(|end| end + 1);
+            let (text, rest) = bytes.split_at(end.unwrap_or(bytes.len()));
+            if self.line == Line::New {
+                self.lines.push(text, &mut emit);
+            }
+            if end.is_some() {
+                self.end_line();
+            }
+            bytes = rest;
+        }
+    }
+
+    /// Whether a line of this time is new.
+    fn place_of(&mut self, time: Timestamp) -> Line {
+        match self.before {
+            Some(before) if time < before => return Line::Old,
+            Some(before) if time == before && self.skipped > 0 => {
+                self.skipped -= 1;
+                return Line::Old;
+            }
+            _ => {}
+        }
+        self.time = Some(time);
+        Line::New
+    }
+
+    /// Notes that the line in hand has been delivered: not before it is whole.
+    fn end_line(&mut self) {
+        self.line = Line::Head;
+        match self.time.take() {
+            Some(time) if self.place.time == Some(time) => self.place.count += 1,
+            Some(time) => *self.place = Place { time: Some(time), count: 1 },
+            None => {}
+        }
+    }
+
+    fn finish(mut self) -> Option<String> {
+        self.end_line();
+        self.lines.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: &str = "2026-01-02T03:04:05.000000001Z first\n\
+                       2026-01-02T03:04:05.000000002Z second, same time\n\
+                       2026-01-02T03:04:05.000000002Z third, same time\n\
+                       2026-01-02T03:04:05.000000003Z \n\
+                       2026-01-02T03:04:06Z last";
+
+    fn cut(place: &mut Place, pieces: &[&str], ends: bool) -> Vec<String> {
+        let mut lines = Vec::new();
+        let mut cutter = Cutter::new(place);
+        for piece in pieces {
+            cutter.push(piece.as_bytes(), |line| lines.push(line));
+        }
+        if ends {
+            lines.extend(cutter.finish());
+        }
+        lines
+    }
+
+    #[test]
+    fn a_log_is_cut_into_the_same_lines_however_it_comes() {
+        let whole = ["first", "second, same time", "third, same time", "", "last"];
+        for first in 0..=LOG.len() {
+            for second in [first, (first + 7).min(LOG.len())] {
+                let pieces = [&LOG[..first], &LOG[first..second], &LOG[second..]];
+                assert_eq!(cut(&mut Place::default(), &pieces, true), whole, "{first} {second}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_stream_that_broke_anywhere_loses_and_repeats_nothing() {
+        let whole = ["first", "second, same time", "third, same time", "", "last"];
+        for broken in 0..=LOG.len() {
+            let mut place = Place::default();
+            let mut lines = cut(&mut place, &[&LOG[..broken]], false);
+            lines.extend(cut(&mut place, &[LOG], true));
+            assert_eq!(lines, whole, "broken at {broken}");
+        }
+    }
+
+    #[test]
+    fn a_line_without_a_time_is_shown_as_it_is() {
+        let text = "unable to retrieve container logs for containerd://abc\n";
+        assert_eq!(
+            cut(&mut Place::default(), &[text], true),
+            ["unable to retrieve container logs for containerd://abc"]
+        );
+    }
+}

@@ -1,0 +1,199 @@
+//! Replicas as pods of a Kubernetes cluster.
+//!
+//! ```text
+//! client      finding the cluster; requests with deadlines; what is wrong with it in words
+//! manifest    what is created, as values
+//! preflight   what can be known to go wrong before anything is built
+//! apply       creating it, so that whatever dies in between, all of it goes away
+//! watch       pods, Jobs and events → what happens to the replicas
+//! logs        what containers wrote, without loss or repetition
+//! way         to the coordinator, by a port-forward
+//! tidy        removing all of it, and looking that it is gone
+//! ```
+//!
+//! The run does not need its launcher: value and identities lie in Secrets of its own, the Jobs see to lost workers, and
+//! its owner (see `apply`) ends and removes it in time, whoever else is gone.
+
+mod apply;
+mod client;
+mod logs;
+pub(crate) mod manifest;
+mod preflight;
+mod tidy;
+mod watch;
+mod way;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::DeleteParams;
+use tokio::sync::watch::{Receiver, channel};
+use tokio::task::JoinHandle;
+
+use super::events::{Ending, Events, LastLines};
+use super::{LaunchError, LaunchPlan, Launched, Launcher, ReplicaEvent, Way};
+use crate::topology::{Address, Replica, Role, Topology};
+
+pub use client::{Cluster, ClusterError};
+pub use preflight::{Preflight, PreflightError};
+
+use apply::Applied;
+use way::Forward;
+
+/// Seconds that a pod gets to end when its end is wanted at once.
+const KILL_SECONDS: u32 = 1;
+
+/// Starts replicas as pods of a cluster.
+pub struct KubernetesLauncher {
+    cluster: Cluster,
+    scene: manifest::Scene,
+    /// The run is left to itself once it is launched.
+    detach: bool,
+}
+
+impl KubernetesLauncher {
+    /// A launcher that starts what `scene` describes.
+    pub(crate) fn new(cluster: Cluster, scene: manifest::Scene) -> Self {
+        Self { cluster, scene, detach: false }
+    }
+}
+
+impl Launcher for KubernetesLauncher {
+    fn addresses(&self, run: &str, topology: &Topology) -> Vec<Address> {
+        manifest::addresses(&self.scene, run, topology)
+    }
+
+    fn launch(
+        self: Box<Self>,
+        plan: &LaunchPlan,
+        events: SyncSender<ReplicaEvent>,
+    ) -> Result<Box<dyn Launched>, LaunchError> {
+        let objects = manifest::objects(&self.scene, plan);
+        let applied = self.cluster.reactor().wait(apply::apply(&self.cluster, &objects))?;
+        let topology = plan.placements[0].topology;
+        let scene = self.scene;
+        Ok(Box::new(KubernetesRun::follow(self.cluster, &plan.run, topology, applied, scene.following(plan), events)))
+    }
+}
+
+/// What of a run's plan matters to those who follow it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Following {
+    /// Whether the cluster starts a lost worker again.
+    pub(crate) restarts: bool,
+    /// How long a replica may take to start.
+    pub(crate) schedule_timeout: Duration,
+    /// Bytes of memory of a worker and of a server.
+    pub(crate) memory: [u64; 2],
+    /// The port of the coordinator.
+    pub(crate) port: u16,
+}
+
+impl Following {
+    fn memory_of(&self, role: Role) -> u64 {
+        self.memory[usize::from(role == Role::Ps)]
+    }
+}
+
+/// A run on a cluster, as somebody follows it.
+pub(crate) struct KubernetesRun {
+    cluster: Cluster,
+    applied: Applied,
+    last_lines: BTreeMap<Replica, Arc<LastLines>>,
+    pods: Receiver<BTreeMap<Replica, String>>,
+    ending: Arc<Ending>,
+    observing: JoinHandle<()>,
+    way: Arc<Forward>,
+    /// Whether it has been removed, or is to be left alone.
+    done: bool,
+}
+
+impl KubernetesRun {
+    /// Follows what was applied.
+    pub(crate) fn follow(
+        cluster: Cluster,
+        run: &str,
+        topology: Topology,
+        applied: Applied,
+        following: Following,
+        events: SyncSender<ReplicaEvent>,
+    ) -> Self {
+        let ending = Arc::<Ending>::default();
+        let last_lines: BTreeMap<_, _> = topology.replicas().map(|replica| (replica, Arc::default())).collect();
+        let (coordinator, runs_at) = channel(None);
+        let (names, pods) = channel(BTreeMap::new());
+        let observed = watch::Observed {
+            cluster: cluster.clone(),
+            run: run.to_owned(),
+            topology,
+            events_since: applied.version.clone(),
+            events: Events::new(events, ending.clone()),
+            last_lines: last_lines.clone(),
+            coordinator,
+            pods: names,
+            following,
+        };
+        let observing = cluster.reactor().spawn(watch::observe(observed));
+        let way = Arc::new(Forward::new(cluster.clone(), following.port, runs_at));
+        Self { cluster, applied, last_lines, pods, ending, observing, way, done: false }
+    }
+}
+
+impl Launched for KubernetesRun {
+    fn way(&self) -> Arc<dyn Way> {
+        self.way.clone()
+    }
+
+    fn end(&mut self) -> Vec<String> {
+        if std::mem::replace(&mut self.done, true) {
+            return Vec::new();
+        }
+        self.ending.begin();
+        self.observing.abort();
+        self.cluster.reactor().wait(tidy::remove(&self.cluster, &self.applied))
+    }
+
+    fn leave(&mut self) {
+        self.done = true;
+        self.ending.begin();
+        self.observing.abort();
+    }
+
+    fn kill(&self, replica: Replica) {
+        let Some(name) = self.pods.borrow().get(&replica).cloned() else { return };
+        let cluster = self.cluster.clone();
+        self.cluster.reactor().spawn(async move {
+            let pods: Api<Pod> = cluster.api();
+            let parameters = DeleteParams::default().grace_period(KILL_SECONDS);
+            // Fails if it has ended, or if the cluster is gone; the watch tells of either.
+            let _ = cluster.ask_once("end a pod", pods.delete(&name, &parameters)).await;
+        });
+    }
+
+    fn restart(&mut self, _: &LaunchPlan, _: Replica, _: SyncSender<ReplicaEvent>) -> Result<(), LaunchError> {
+        // Its Job does that, unasked.
+        Ok(())
+    }
+
+    fn restarts_by_itself(&self) -> bool {
+        true
+    }
+
+    fn process_id(&self, _: Replica) -> Option<u32> {
+        None
+    }
+
+    fn last_lines(&self, replica: Replica) -> Vec<String> {
+        self.last_lines.get(&replica).map(|lines| lines.get()).unwrap_or_default()
+    }
+}
+
+impl Drop for KubernetesRun {
+    fn drop(&mut self) {
+        self.end();
+    }
+}

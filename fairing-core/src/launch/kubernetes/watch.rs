@@ -1,0 +1,598 @@
+//! What happens to the replicas of a run, from what the cluster says of pods, Jobs and events.
+//!
+//! One task owns the state. It hears of pods and Jobs by watches that survive a restarted API server, of events by a watch
+//! from the launch on, and of logs from the tasks that follow them.
+
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ContainerStatus, Event as ClusterEvent, Pod};
+use kube::api::{ListParams, WatchEvent, WatchParams};
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, ResourceExt as _};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::super::ReplicaEvent;
+use super::super::events::{Events, LastLines, UNSEEN, exit};
+use super::Following;
+use super::client::Cluster;
+use super::logs;
+use super::manifest::{ROLE_LABEL, RUN_LABEL, rank_of};
+use crate::exit::ExitCode;
+use crate::observe::events::{Exit, Stream};
+use crate::topology::{Replica, Role, Topology};
+
+/// How often waits are looked at.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// A wait that is longer is spoken of.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// How long what has been said of a wait holds, if nothing new comes.
+const SAY_AGAIN: Duration = Duration::from_secs(30);
+
+/// How long the Job controller may take to say that a pod's end is the Job's.
+const VERDICT: Duration = Duration::from_secs(2);
+
+/// Notices that may wait for the task; those who bring more wait themselves.
+const QUEUE: usize = 256;
+
+/// What the task needs.
+pub(super) struct Observed {
+    pub(super) cluster: Cluster,
+    pub(super) run: String,
+    pub(super) topology: Topology,
+    /// Where new events begin.
+    pub(super) events_since: String,
+    pub(super) events: Events,
+    pub(super) last_lines: BTreeMap<Replica, Arc<LastLines>>,
+    /// The pod that runs the coordinator, once its container has started.
+    pub(super) coordinator: watch::Sender<Option<String>>,
+    /// Names of the replicas' pods, for those who end them.
+    pub(super) pods: watch::Sender<BTreeMap<Replica, String>>,
+    pub(super) following: Following,
+}
+
+/// One replica as the cluster has it.
+#[derive(Default)]
+struct Seat {
+    pod: Option<Seen>,
+    /// The pod before it, whose log may not have been told to its end.
+    earlier: Option<Seen>,
+    /// Since when it is waited for.
+    waits: Option<Instant>,
+    /// What was said of that last, and when.
+    said: Option<(String, Instant)>,
+    /// Why there is no pod, by the words of an event.
+    hindrance: Option<String>,
+    /// It has ended, and another pod is to take its place.
+    replaced: Option<Exit>,
+    /// Nothing more is expected.
+    over: bool,
+}
+
+/// A pod.
+struct Seen {
+    uid: String,
+    name: String,
+    /// How its container ended, and when that was seen.
+    ended: Option<(Exit, Instant)>,
+    out_of_memory: bool,
+    /// Follows the log since the container has started.
+    log: Option<Log>,
+    /// How it ended, if another pod has taken its place before that was told.
+    untold: Option<Exit>,
+}
+
+struct Log {
+    task: JoinHandle<()>,
+    container_ended: Arc<AtomicBool>,
+    done: bool,
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What other tasks tell.
+enum Notice {
+    /// The log of this pod has been told to its end.
+    Told {
+        uid: String,
+    },
+    Event(Box<ClusterEvent>),
+}
+
+/// Watches until the task is aborted.
+pub(super) async fn observe(observed: Observed) {
+    let selector = format!("{RUN_LABEL}={}", observed.run);
+    let config = || watcher::Config::default().labels(&selector);
+    let pods: Api<Pod> = observed.cluster.api();
+    let jobs: Api<Job> = observed.cluster.api();
+    let mut pods = pin!(watcher(pods, config()).default_backoff());
+    let mut jobs = pin!(watcher(jobs, config()).default_backoff());
+    let (notices, mut noticed) = mpsc::channel(QUEUE);
+    let telling = tokio::spawn(tell_events(
+        observed.cluster.clone(),
+        observed.run.clone(),
+        observed.events_since.clone(),
+        notices.clone(),
+    ));
+    let _telling = AbortOnDrop(telling);
+    let now = Instant::now();
+    let seat = || Seat { waits: Some(now), ..Seat::default() };
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let seats = observed.topology.replicas().map(|replica| (replica, seat())).collect();
+    let mut state = State { seats, failed: BTreeMap::new(), notices, listed: None, away: None, observed };
+    loop {
+        tokio::select! {
+            Some(event) = pods.next() => match event {
+                Ok(event) => {
+                    state.is_there().await;
+                    state.pod_event(event).await;
+                    state.tell_replaced().await;
+                    state.tell_names();
+                }
+                Err(error) => state.is_away(&error).await,
+            },
+            Some(event) = jobs.next() => match event {
+                Ok(Event::Apply(job) | Event::InitApply(job)) => state.job(&job),
+                Ok(_) => {}
+                Err(error) => state.is_away(&error).await,
+            },
+            Some(notice) = noticed.recv() => state.notice(notice),
+            _ = look.tick() => {}
+        }
+        state.look(Instant::now()).await;
+    }
+}
+
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+struct State {
+    seats: BTreeMap<Replica, Seat>,
+    /// Roles whose Job has failed, and why.
+    failed: BTreeMap<Role, String>,
+    notices: mpsc::Sender<Notice>,
+    /// The pods of a list that is being told; those that are not in it are gone.
+    listed: Option<Vec<String>>,
+    /// Since when the API server does not answer, and whether that has been said.
+    away: Option<(Instant, bool)>,
+    observed: Observed,
+}
+
+impl State {
+    async fn is_away(&mut self, error: &watcher::Error) {
+        let (since, said) = self.away.get_or_insert((Instant::now(), false));
+        if since.elapsed() > QUIET && !*said {
+            *said = true;
+            let reason = super::client::words(error);
+            let text =
+                format!("the cluster at {} does not answer ({reason}); asking again", self.observed.cluster.server());
+            self.observed.events.send_async(ReplicaEvent::Note { text }).await;
+        }
+    }
+
+    async fn is_there(&mut self) {
+        if let Some((_, true)) = self.away.take() {
+            let text = "the cluster answers again".to_owned();
+            self.observed.events.send_async(ReplicaEvent::Note { text }).await;
+        }
+    }
+
+    async fn pod_event(&mut self, event: Event<Pod>) {
+        match event {
+            Event::Init => self.listed = Some(Vec::new()),
+            Event::InitApply(pod) => {
+                if let (Some(listed), Some(uid)) = (&mut self.listed, pod.uid()) {
+                    listed.push(uid);
+                }
+                self.pod(&pod);
+            }
+            Event::InitDone => {
+                let Some(listed) = self.listed.take() else { return };
+                for seat in self.seats.values_mut() {
+                    if let Some(seen) = seat.pod.as_mut().filter(|seen| !listed.contains(&seen.uid)) {
+                        seen.is_gone();
+                    }
+                }
+            }
+            Event::Apply(pod) => self.pod(&pod),
+            Event::Delete(pod) => {
+                self.pod(&pod);
+                let uid = pod.uid().unwrap_or_default();
+                let seats = self.seats.values_mut();
+                if let Some(seen) = seats.filter_map(|seat| seat.pod.as_mut()).find(|seen| seen.uid == uid) {
+                    seen.is_gone();
+                }
+            }
+        }
+    }
+
+    /// Says of pods that others have taken the place of, that they have.
+    async fn tell_replaced(&mut self) {
+        for (replica, seat) in &mut self.seats {
+            let Some(exit) = seat.earlier.as_mut().and_then(|earlier| earlier.untold.take()) else { continue };
+            self.observed.events.send_async(ReplicaEvent::Replaced { replica: *replica, exit }).await;
+        }
+    }
+
+    /// Notes how a pod is.
+    fn pod(&mut self, pod: &Pod) {
+        let Some(replica) = replica_of(pod) else { return };
+        let (Some(seat), Some(uid)) = (self.seats.get_mut(&replica), pod.uid()) else { return };
+        if seat.over {
+            return;
+        }
+        if seat.pod.as_ref().is_none_or(|seen| seen.uid != uid) {
+            // One that is being deleted, seen late, does not take the place of its successor.
+            if seat.pod.is_some() && pod.metadata.deletion_timestamp.is_some() {
+                return;
+            }
+            let seen = Seen { uid, name: pod.name_any(), ended: None, out_of_memory: false, log: None, untold: None };
+            if let Some(mut earlier) = seat.pod.replace(seen) {
+                earlier.is_gone();
+                if seat.replaced.is_none() {
+                    earlier.untold = earlier.ended.map(|(exit, _)| exit);
+                }
+                seat.earlier = Some(earlier);
+            }
+            (seat.waits, seat.said, seat.hindrance, seat.replaced) = (Some(Instant::now()), None, None, None);
+        }
+        let status = pod.status.as_ref();
+        let container = status.and_then(|status| status.container_statuses.as_ref()?.first());
+        let seen = seat.pod.as_mut().expect("set above");
+        let state = container.and_then(|container| container.state.as_ref());
+        let terminated = state.and_then(|state| state.terminated.as_ref());
+        if let Some(terminated) = terminated.filter(|_| seen.ended.is_none()) {
+            seen.out_of_memory = terminated.reason.as_deref() == Some("OOMKilled");
+            let end = match terminated.exit_code {
+                0 if seen.out_of_memory => Exit::Signal(9),
+                code => exit(code.into()),
+            };
+            if terminated.reason.as_deref() == Some("StartError") {
+                seat.hindrance = terminated.message.clone();
+            }
+            seen.end(end);
+        }
+        let phase = status.and_then(|status| status.phase.as_deref());
+        if seen.ended.is_none() && matches!(phase, Some("Failed" | "Succeeded")) && container.is_none() {
+            // Ended by the node before there was a container.
+            seat.hindrance = status.and_then(|status| status.message.clone().or(status.reason.clone()));
+            seen.end(Exit::Code(UNSEEN));
+        }
+        let has_started = state.is_some_and(|state| state.running.is_some() || state.terminated.is_some());
+        if has_started && seen.log.is_none() {
+            seat.waits = None;
+            seen.log = Some(follow(&self.observed, &self.notices, replica, seen));
+        }
+        if !has_started {
+            seat.hindrance = hindrance(pod, container).or(seat.hindrance.take());
+        }
+    }
+
+    /// Tells others which pods there are.
+    fn tell_names(&self) {
+        let living = |(replica, seat): (&Replica, &Seat)| {
+            let seen = seat.pod.as_ref().filter(|seen| seen.ended.is_none())?;
+            Some((*replica, seen.name.clone()))
+        };
+        let names: BTreeMap<Replica, String> = self.seats.iter().filter_map(living).collect();
+        let coordinator = self.observed.topology.coordinator();
+        let seat = &self.seats[&coordinator];
+        let runs = seat.pod.as_ref().is_some_and(|seen| seen.log.is_some() && seen.ended.is_none());
+        let name = names.get(&coordinator).filter(|_| runs).cloned();
+        self.observed.coordinator.send_if_modified(|known| std::mem::replace(known, name.clone()) != name);
+        self.observed.pods.send_replace(names);
+    }
+
+    fn job(&mut self, job: &Job) {
+        let Some(role) = job.labels().get(ROLE_LABEL).and_then(|role| role_of(role)) else { return };
+        let conditions = job.status.as_ref().and_then(|status| status.conditions.as_ref());
+        let failed = |kind: &str| {
+            let condition =
+                conditions?.iter().find(|condition| condition.type_ == kind && condition.status == "True")?;
+            let reason = condition.reason.as_deref().unwrap_or("failed");
+            let message = condition.message.as_deref().unwrap_or_default();
+            Some(format!("{reason}: {message}"))
+        };
+        // The first is said before the pods that still run are ended, the second after.
+        if let Some(reason) = failed("FailureTarget").or_else(|| failed("Failed")) {
+            self.failed.entry(role).or_insert(reason);
+        }
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Told { uid } => {
+                let logs = self.seats.values_mut().filter_map(|seat| seat.pod.as_mut()).filter(|seen| seen.uid == uid);
+                logs.filter_map(|seen| seen.log.as_mut()).for_each(|log| log.done = true);
+            }
+            Notice::Event(event) => self.cluster_event(&event),
+        }
+    }
+
+    /// What an event says of a replica that has not started.
+    fn cluster_event(&mut self, event: &ClusterEvent) {
+        if event.type_.as_deref() == Some("Normal") {
+            return;
+        }
+        let name = event.involved_object.name.as_deref().unwrap_or_default();
+        let Some(message) = event.message.clone() else { return };
+        let words = match event.reason.as_deref() {
+            // The scheduler's own words need no more.
+            Some("FailedScheduling") | None => message,
+            Some(reason) => format!("{reason}: {message}"),
+        };
+        match event.involved_object.kind.as_deref() {
+            Some("Pod") => {
+                let seats = self.seats.values_mut();
+                let is_it = |seat: &&mut Seat| seat.pod.as_ref().is_some_and(|seen| seen.name == name);
+                if let Some(seat) = seats.filter(|seat| seat.waits.is_some()).find(is_it) {
+                    seat.hindrance = Some(words);
+                }
+            }
+            // That no pod can be made concerns all of its replicas that have none.
+            _ => {
+                let role = self.role_of_object(name);
+                for (_, seat) in
+                    self.seats.iter_mut().filter(|(replica, _)| role.is_none_or(|role| role == replica.role))
+                {
+                    if seat.pod.is_none() {
+                        seat.hindrance = Some(words.clone());
+                    }
+                }
+            }
+        }
+    }
+
+    /// The role whose Job is called `name`, if it is that of one.
+    fn role_of_object(&self, name: &str) -> Option<Role> {
+        let rest = name.strip_prefix(self.observed.run.as_str())?.strip_prefix('-')?;
+        role_of(rest.split('-').next()?)
+    }
+
+    /// Comes to what follows from the state and from time.
+    async fn look(&mut self, now: Instant) {
+        let replicas: Vec<Replica> = self.seats.keys().copied().collect();
+        for replica in replicas {
+            self.conclude(replica, now).await;
+            self.speak_of_waits(replica, now).await;
+        }
+    }
+
+    /// A replica whose container has ended and whose log has been told has ended, or is to be replaced.
+    async fn conclude(&mut self, replica: Replica, now: Instant) {
+        let has_failed = self.failed.get(&replica.role).cloned();
+        let Some(seat) = self.seats.get_mut(&replica) else { return };
+        if seat.over {
+            return;
+        }
+        if let (Some(exit), Some(reason)) = (seat.replaced, &has_failed) {
+            seat.over = true;
+            let text = format!("{replica} is not started again: {reason}");
+            self.observed.events.send_async(ReplicaEvent::Note { text }).await;
+            self.observed.events.send_async(ReplicaEvent::Exited { replica, exit }).await;
+            return;
+        }
+        if seat.replaced.is_some() {
+            return;
+        }
+        let Some(seen) = &seat.pod else {
+            // The Job failed before it made this pod.
+            if let Some(reason) = has_failed {
+                seat.over = true;
+                self.observed.events.send_async(ReplicaEvent::Doomed { replica, reason }).await;
+            }
+            return;
+        };
+        let Some((exit, since)) = seen.ended else { return };
+        if seen.log.as_ref().is_some_and(|log| !log.done) {
+            return;
+        }
+        let never_started = seen.log.is_none();
+        let is_success = exit == Exit::Code(0);
+        let heals = self.observed.following.restarts && replica.role == Role::Worker && !is_success && is_counted(exit);
+        if heals && has_failed.is_none() && now.duration_since(since) < VERDICT {
+            return;
+        }
+        let out_of_memory = seen.out_of_memory;
+        let last_lines = self.observed.last_lines[&replica].clone();
+        let say =
+            async |text: String| last_lines.deliver_async(&self.observed.events, replica, Stream::Stderr, text).await;
+        if out_of_memory {
+            let mebibytes = self.observed.following.memory_of(replica.role) >> 20;
+            say(format!(
+                "fairing: ended by the kernel: out of memory (limit {mebibytes} MiB; raise `memory` of this role)"
+            ))
+            .await;
+        }
+        if never_started && let Some(reason) = &seat.hindrance {
+            say(format!("fairing: it never started: {reason}")).await;
+        }
+        if heals && has_failed.is_none() {
+            seat.replaced = Some(exit);
+            (seat.waits, seat.said) = (Some(now), None);
+            self.observed.events.send_async(ReplicaEvent::Replaced { replica, exit }).await;
+        } else {
+            seat.over = true;
+            self.observed.events.send_async(ReplicaEvent::Exited { replica, exit }).await;
+        }
+    }
+
+    /// Says what a replica waits for, and gives up what cannot come to anything.
+    async fn speak_of_waits(&mut self, replica: Replica, now: Instant) {
+        let timeout = self.observed.following.schedule_timeout;
+        let Some(seat) = self.seats.get_mut(&replica) else { return };
+        let Some(since) = seat.waits.filter(|_| !seat.over) else { return };
+        let waited = now.duration_since(since);
+        let reason = match (&seat.hindrance, &seat.pod) {
+            (Some(reason), _) => reason.clone(),
+            (None, None) => "no pod has been made for it yet".to_owned(),
+            (None, Some(_)) => "its pod has not started yet".to_owned(),
+        };
+        let cannot_heal = seat.hindrance.as_deref().is_some_and(cannot_heal);
+        if cannot_heal || waited > timeout {
+            seat.over = true;
+            let reason = match cannot_heal {
+                true => reason,
+                false => format!("it did not start within {}: {reason}", humantime::format_duration(timeout)),
+            };
+            self.observed.events.send_async(ReplicaEvent::Doomed { replica, reason }).await;
+            return;
+        }
+        let is_news = match &seat.said {
+            None => waited > QUIET,
+            Some((said, when)) => *said != reason || when.elapsed() > SAY_AGAIN,
+        };
+        if is_news {
+            seat.said = Some((reason.clone(), now));
+            let text = format!("waiting for {replica} since {} s: {reason}", waited.as_secs());
+            self.observed.events.send_async(ReplicaEvent::Note { text }).await;
+        }
+    }
+}
+
+impl Seen {
+    fn end(&mut self, exit: Exit) {
+        self.ended.get_or_insert((exit, Instant::now()));
+        if let Some(log) = &self.log {
+            log.container_ended.store(true, Ordering::Release);
+        }
+    }
+
+    /// The pod is gone, and how its container ended may not have been seen.
+    fn is_gone(&mut self) {
+        self.end(Exit::Code(UNSEEN));
+    }
+}
+
+/// Follows the log of a pod whose container has started.
+fn follow(observed: &Observed, notices: &mpsc::Sender<Notice>, replica: Replica, seen: &Seen) -> Log {
+    let container_ended = Arc::new(AtomicBool::new(seen.ended.is_some()));
+    let ended = container_ended.clone();
+    let (cluster, events, notices) = (observed.cluster.clone(), observed.events.clone(), notices.clone());
+    let (name, uid) = (seen.name.clone(), seen.uid.clone());
+    let last_lines = observed.last_lines[&replica].clone();
+    let task = tokio::spawn(async move {
+        let deliver = |text| {
+            let (last_lines, events) = (last_lines.clone(), events.clone());
+            // A cluster does not tell the two streams apart.
+            async move { last_lines.deliver_async(&events, replica, Stream::Stdout, text).await }
+        };
+        logs::follow(&cluster, &name, deliver, || ended.load(Ordering::Acquire)).await;
+        let _ = notices.send(Notice::Told { uid }).await;
+    });
+    Log { task, container_ended, done: false }
+}
+
+/// Which replica a pod is.
+fn replica_of(pod: &Pod) -> Option<Replica> {
+    let role = role_of(pod.labels().get(ROLE_LABEL)?)?;
+    let rank = rank_of(pod)?;
+    Some(match role {
+        Role::Worker => Replica::worker(rank),
+        Role::Ps => Replica::ps(rank),
+    })
+}
+
+fn role_of(name: &str) -> Option<Role> {
+    [Role::Worker, Role::Ps].into_iter().find(|role| role.to_string() == name)
+}
+
+/// Whether the cluster starts a worker again that ended so: codes that say that it would end so again fail its Job.
+fn is_counted(exit: Exit) -> bool {
+    match exit {
+        Exit::Signal(_) | Exit::Code(UNSEEN) => true,
+        Exit::Code(code) => ExitCode::from_code(code).is_none_or(|_| !super::manifest::fails_the_job(code)),
+    }
+}
+
+/// Why a pod has not started, in the cluster's words.
+fn hindrance(pod: &Pod, container: Option<&ContainerStatus>) -> Option<String> {
+    let waiting = container.and_then(|container| container.state.as_ref()?.waiting.as_ref());
+    if let Some(waiting) = waiting {
+        let reason = waiting.reason.as_deref().unwrap_or_default();
+        return match &waiting.message {
+            Some(message) => Some(format!("{reason}: {message}")),
+            // Says nothing that an event does not say better.
+            None if reason == "ContainerCreating" || reason == "PodInitializing" => None,
+            None => Some(reason.to_owned()),
+        };
+    }
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let scheduled =
+        conditions.iter().find(|condition| condition.type_ == "PodScheduled" && condition.status == "False")?;
+    Some(scheduled.message.clone().unwrap_or_else(|| "it has not been given a node".to_owned()))
+}
+
+/// Whether waiting longer would change nothing.
+fn cannot_heal(hindrance: &str) -> bool {
+    let reason = hindrance.split(':').next().unwrap_or_default();
+    match reason {
+        "CreateContainerConfigError"
+        | "CreateContainerError"
+        | "InvalidImageName"
+        | "ImageInspectError"
+        | "ErrImageNeverPull"
+        | "RunContainerError" => true,
+        "ErrImagePull" | "ImagePullBackOff" => {
+            let words = hindrance.to_lowercase();
+            // A registry that is only away answers nothing of the kind.
+            let refusals =
+                ["not found", "unauthorized", "authorization failed", "denied", "forbidden", "manifest unknown"];
+            let refusals = refusals.into_iter().chain(["no match for platform", "server gave http response to https"]);
+            refusals.into_iter().any(|refusal| words.contains(refusal))
+        }
+        _ => false,
+    }
+}
+
+/// Passes on the events of the run's objects that come after `since`. What happens while the API server is away is lost:
+/// events explain, they decide nothing.
+async fn tell_events(cluster: Cluster, run: String, since: String, notices: mpsc::Sender<Notice>) {
+    let events: Api<ClusterEvent> = cluster.api();
+    let mut version = since;
+    loop {
+        let parameters = WatchParams::default();
+        if let Ok(stream) = events.watch(&parameters, &version).await {
+            let mut stream = pin!(stream);
+            while let Some(Ok(event)) = stream.next().await {
+                match event {
+                    WatchEvent::Added(event) | WatchEvent::Modified(event) => {
+                        version = event.resource_version().unwrap_or(version);
+                        let name = event.involved_object.name.as_deref().unwrap_or_default();
+                        if name.starts_with(&run) && notices.send(Notice::Event(Box::new(event))).await.is_err() {
+                            return;
+                        }
+                    }
+                    WatchEvent::Bookmark(bookmark) => version = bookmark.metadata.resource_version,
+                    // Too old a version, mostly: what came in between is gone.
+                    WatchEvent::Error(_) => version.clear(),
+                    WatchEvent::Deleted(_) => {}
+                }
+            }
+        }
+        tokio::time::sleep(QUIET).await;
+        if version.is_empty() {
+            let newest = events.list_metadata(&ListParams::default().limit(1)).await;
+            version = newest.ok().and_then(|list| list.metadata.resource_version).unwrap_or_default();
+        }
+    }
+}
