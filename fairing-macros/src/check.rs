@@ -8,6 +8,7 @@ use syn::spanned::Spanned;
 use syn::{Expr, ExprLit, Ident, Item, ItemStruct, Lit, LitBool, LitInt, LitStr, UnOp};
 
 use crate::args::{Args, Argument, Errors, Value};
+use crate::cluster;
 use crate::grammar::{self, Rule};
 
 /// What is to be written, after every rule holds.
@@ -71,14 +72,15 @@ enum Kind {
     /// A list of such things, each a text that the rule lets pass.
     List(&'static str, Rule),
     Cpu,
+    Gpu,
 }
 
 const fn key(name: &'static str, kind: Kind, example: &'static str) -> Key {
     Key { name, kind, example }
 }
 
-/// All but `dry_run`, which belongs to a launch and not to a type.
-const KEYS: [Key; 23] = [
+/// All but those of [`NOT_OF_A_TYPE`].
+const KEYS: [Key; 41] = [
     key("workers", Kind::Count, "workers = 2"),
     key("ps", Kind::Number(Integer::U32), "ps = 1"),
     key("mode", Kind::Text(grammar::mode), "mode = \"async\""),
@@ -100,6 +102,48 @@ const KEYS: [Key; 23] = [
     key("registry_ca", Kind::Text(|text| path(text, "a PEM file")), "registry_ca = \"ca.pem\""),
     key("plain_http", Kind::List("hosts", grammar::registry_host), "plain_http = [\"registry.example:5000\"]"),
     key("on_disconnect", Kind::Text(grammar::on_disconnect), "on_disconnect = \"stop\""),
+    key("namespace", Kind::Text(cluster::namespace), "namespace = \"team-a\""),
+    key("launcher", Kind::Text(cluster::launcher), "launcher = \"jobset\""),
+    key("deadline", Kind::Text(|text| grammar::duration(text).and_then(cluster::deadline)), "deadline = \"2h\""),
+    key("keep_result", Kind::Text(|text| grammar::duration(text).and_then(cluster::span)), "keep_result = \"10m\""),
+    key("ttl", Kind::Text(|text| grammar::duration(text).and_then(cluster::span)), "ttl = \"1m\""),
+    key(
+        "join_timeout",
+        Kind::Text(|text| grammar::duration(text).and_then(cluster::deadline)),
+        "join_timeout = \"5m\"",
+    ),
+    key(
+        "schedule_timeout",
+        Kind::Text(|text| grammar::duration(text).and_then(cluster::deadline)),
+        "schedule_timeout = \"2m\"",
+    ),
+    key(
+        "node_selector",
+        Kind::List("labels", |text| cluster::selector(text).map(drop)),
+        "node_selector = [\"disk=ssd\"]",
+    ),
+    key(
+        "tolerations",
+        Kind::List("taints", |text| cluster::toleration(text).map(drop)),
+        "tolerations = [\"dedicated=training:NoSchedule\"]",
+    ),
+    key("spread", Kind::Boolean, "spread = false"),
+    key("priority_class", Kind::Text(cluster::object), "priority_class = \"low\""),
+    key("runtime_class", Kind::Text(cluster::object), "runtime_class = \"gvisor\""),
+    key("labels", Kind::List("labels", |text| cluster::label(text).map(drop)), "labels = [\"team=vision\"]"),
+    key(
+        "annotations",
+        Kind::List("annotations", |text| cluster::annotation(text).map(drop)),
+        "annotations = [\"example.org/note=text\"]",
+    ),
+    key("image_pull_secrets", Kind::List("names", cluster::object), "image_pull_secrets = [\"registry-login\"]"),
+    key(
+        "volumes",
+        Kind::List("volumes", |text| cluster::volume(text).map(drop)),
+        "volumes = [\"pvc:datasets:/data:ro\"]",
+    ),
+    key("service_account", Kind::Text(cluster::object), "service_account = \"trainer\""),
+    key("tmp_size", Kind::Text(|text| grammar::bytes(text).map(drop)), "tmp_size = \"1Gi\""),
     key("runs", Kind::Text(|text| path(text, "a folder")), "runs = \"runs\""),
     key("cache", Kind::Text(|text| path(text, "a folder")), "cache = \"layers\""),
 ];
@@ -109,9 +153,17 @@ fn path(text: &str, what: &str) -> Result<(), String> {
 }
 
 /// The arguments of a role's resources.
-const RESOURCES: [Key; 2] = [
+const RESOURCES: [Key; 3] = [
     key("cpu", Kind::Cpu, "cpu = 2"),
     key("memory", Kind::Text(|text| grammar::bytes(text).map(drop)), "memory = \"1Gi\""),
+    key("gpu", Kind::Gpu, "gpu = 1"),
+];
+
+/// What belongs to a launch or to a machine and not to a type, with its reason.
+const NOT_OF_A_TYPE: [(&str, &str); 3] = [
+    ("dry_run", "is about one launch: set the variable `FAIRING_DRY_RUN=1`, or `LaunchOptions::dry_run`"),
+    ("detach", "is about one launch: set the variable `FAIRING_DETACH=1`, or `LaunchOptions::detach`"),
+    ("context", "is about one machine's kubeconfig: set the variable `FAIRING_CONTEXT`, or `LaunchOptions::context`"),
 ];
 
 /// The roles that have resources.
@@ -250,10 +302,14 @@ fn check_image(settings: &[Setting], errors: &mut Errors) {
             _ => {}
         }
     }
-    if let (Some(on_disconnect), "continue", Some(_)) =
-        (find("on_disconnect"), text("on_disconnect").as_str(), find("target"))
-    {
-        refuse(&on_disconnect.field, grammar::continue_needs_kubernetes(&text("target")));
+    if let (Some(on_disconnect), Some(_)) = (find("on_disconnect"), find("target")) {
+        match (text("on_disconnect").as_str(), text("target").as_str()) {
+            ("stop", "kubernetes") => refuse(&on_disconnect.field, cluster::STOP_ON_CLUSTER.to_owned()),
+            ("continue", target) if target != "kubernetes" => {
+                refuse(&on_disconnect.field, grammar::continue_needs_kubernetes(target));
+            }
+            _ => {}
+        }
     }
 }
 
@@ -271,7 +327,7 @@ fn check_resources(role: &str, args: Args, settings: &mut Vec<Setting>, errors: 
             None => {
                 let remedy = match grammar::nearest(&text, RESOURCES.iter().map(|key| key.name)) {
                     Some(near) => format!("did you mean `{near}`?"),
-                    None => "it takes `cpu` and `memory`".to_owned(),
+                    None => "it takes `cpu`, `memory` and `gpu`".to_owned(),
                 };
                 let message = format!("unknown argument `{text}` in `{role}(...)`; {remedy}");
                 errors.push(syn::Error::new(name.span(), message));
@@ -285,8 +341,8 @@ fn unknown(name: &Ident, text: &str) -> syn::Error {
     let message = if text == "worker" {
         "`worker` takes resources, for example `worker(cpu = 2, memory = \"1Gi\")`; the number of workers is `workers = 2`"
             .to_owned()
-    } else if text == "dry_run" {
-        "`dry_run` is about one launch: set the variable `FAIRING_DRY_RUN=1`, or `LaunchOptions::dry_run`".to_owned()
+    } else if let Some((name, reason)) = NOT_OF_A_TYPE.iter().find(|(name, _)| *name == text) {
+        format!("`{name}` {reason}")
     } else if let Some(key) = RESOURCES.iter().find(|key| key.name == text) {
         format!("`{text}` belongs to a role, for example `worker({})`", key.example)
     } else {
@@ -324,6 +380,7 @@ impl Key {
             Kind::Boolean => self.boolean(expr),
             Kind::List(what, rule) => return self.list(expr, what, rule, errors),
             Kind::Cpu => self.cpu(expr),
+            Kind::Gpu => self.gpu(expr),
         };
         checked.map_err(|error| errors.push(error)).ok()
     }
@@ -385,6 +442,23 @@ impl Key {
         };
         match grammar::millicores(&literal.value()) {
             Ok(_) => Ok(Checked::CpuText(literal)),
+            Err(expected) => {
+                let message = format!("`{}` is {}; expected {expected}", self.name, expr.to_token_stream());
+                Err(syn::Error::new(literal.span(), message))
+            }
+        }
+    }
+
+    fn gpu(&self, expr: Expr) -> syn::Result<Checked> {
+        let literal = match &expr {
+            Expr::Lit(ExprLit { lit: Lit::Str(literal), .. }) => literal.clone(),
+            Expr::Lit(ExprLit { lit: Lit::Int(literal), .. }) if literal.suffix().is_empty() => {
+                LitStr::new(literal.base10_digits(), literal.span())
+            }
+            _ => return Err(self.takes(&expr, "a number or a text in quotes")),
+        };
+        match cluster::gpu(&literal.value()) {
+            Ok(_) => Ok(Checked::Text(literal)),
             Err(expected) => {
                 let message = format!("`{}` is {}; expected {expected}", self.name, expr.to_token_stream());
                 Err(syn::Error::new(literal.span(), message))

@@ -1,11 +1,12 @@
 //! The attribute of fairing. Use it through `fairing_core`, which re-exports it beside what its output calls.
 //!
 //! It works like a small compiler: `args` parses, `check` applies the rules and gathers every complaint, `expand` writes
-//! the result. It knows syntax only; `grammar` is a link to the file in `fairing-core`, on which this crate does not
-//! depend.
+//! the result. It knows syntax only; `grammar` and `cluster` are links to the files in `fairing-core`, on which this crate does
+//! not depend.
 
 mod args;
 mod check;
+mod cluster;
 mod expand;
 mod grammar;
 
@@ -52,7 +53,7 @@ use check::Job;
 /// | `seed = 7` | 0 | seed of the initial parameters, of the data order and of the framework's generator |
 /// | `env = ["HF_HOME"]` | none | names of the variables that the replicas see |
 /// | `data = "data"` | none | the folder behind `worker.data_dir()`, relative to the user's `Cargo.toml` |
-/// | `target = "docker"` | `"local"` | where the replicas run: `"local"`, processes on this machine, or `"docker"`, containers |
+/// | `target = "docker"` | `"local"` | where the replicas run: `"local"`, processes on this machine, `"docker"`, containers, or `"kubernetes"` |
 /// | `repository = "registry.example/team/name"` | none | where the image is pushed; without it the engine gets it directly |
 /// | `image = "registry.example/team/name:1"` | none | a finished image, used as it is |
 /// | `base = "debian:12"` | none | the image that the program is put on; without it there is only what the program needs |
@@ -64,10 +65,28 @@ use check::Job;
 /// | `root_certificates = true` | `false` | whether the machine's root certificates go into the image |
 /// | `registry_ca = "ca.pem"` | the machine's | certificate authority of the registry, relative to your `Cargo.toml` |
 /// | `plain_http = ["registry.example:5000"]` | none | registries that are spoken to without TLS |
-/// | `on_disconnect = "stop"` | `"stop"` | what the run does when its launcher is gone; `"continue"` is for clusters |
+/// | `on_disconnect = "stop"` | the target's | what the run does when its launcher is gone: `"stop"`, or on a cluster `"continue"` |
+/// | `namespace = "team-a"` | the context's | namespace of a run on a cluster |
+/// | `launcher = "jobset"` | `"jobs"` | what runs the replicas there: `"jobs"`, `"jobset"`, `"tfjob"`, or `"auto"`, a JobSet where there are any |
+/// | `deadline = "2h"` | `"24h"` | how long a run on a cluster may take |
+/// | `keep_result = "10m"` | `"1h"` | how long it keeps its result for a caller |
+/// | `ttl = "1m"` | `"10m"` | how long what is left of an ended run stays in the cluster |
+/// | `join_timeout = "5m"` | `"10m"` | how long replicas on a cluster wait for each other at the beginning |
+/// | `schedule_timeout = "2m"` | `"5m"` | how long a pod may be without a node |
+/// | `node_selector = ["disk=ssd"]` | any node | labels of the nodes that may run the pods |
+/// | `tolerations = ["dedicated=training:NoSchedule"]` | none | taints that the pods bear; `"*"` for any |
+/// | `spread = false` | `true` | whether workers go to different nodes where they can |
+/// | `priority_class = "low"` | the cluster's | priority class of the pods |
+/// | `runtime_class = "gvisor"` | the cluster's | runtime class of the pods |
+/// | `labels = ["team=vision"]` | fairing's own | labels of all objects in the cluster |
+/// | `annotations = ["example.org/note=text"]` | fairing's own | annotations of the pods |
+/// | `image_pull_secrets = ["registry-login"]` | none | Secrets with which the nodes pull the image |
+/// | `volumes = ["pvc:datasets:/data:ro"]` | none | volumes of all replicas: `pvc`, `secret`, `configmap`, or `empty` with a size |
+/// | `service_account = "trainer"` | the namespace's | service account of the pods; its token is not mounted |
+/// | `tmp_size = "1Gi"` | `"256Mi"` | the most that `/tmp` of a pod may hold |
 /// | `runs = "runs"` | `target/fairing/runs` | the folder that gets a folder for each run, relative to the user's `Cargo.toml` |
 /// | `cache = "layers"` | `fairing/cache` among your caches | the folder in which compressed layers are kept |
-/// | `worker(cpu = 2, memory = "1Gi")` | the target's choice | what a worker asks for |
+/// | `worker(cpu = 2, memory = "1Gi", gpu = 1)` | the target's choice | what a worker asks for; GPUs are for clusters |
 /// | `ps(cpu = "500m", memory = "512Mi")` | the target's choice | what a parameter server asks for |
 ///
 /// `staleness` alone means async; beside `mode = "sync"` it is an error. So are, beside `ps = 0`, async, `staleness`, and
@@ -77,12 +96,13 @@ use check::Job;
 /// `image` says all of the image: beside it `base`, `dockerfile`, `builder`, `link`, `architectures`, `files` and
 /// `root_certificates` are errors, unless they have their default. So are `dockerfile` beside `base` or
 /// `builder = "append"`, several `architectures` beside the builder `"docker"`, and `on_disconnect = "continue"` beside a
-/// `target` that is no cluster.
+/// `target` that is no cluster, or `"stop"` beside `"kubernetes"`.
 ///
 /// `workers`, `ps`, `staleness` and `cpu` also take a constant expression of type `u32`, `seed` one of type `u64`
 /// (`workers = WORKERS`, `workers = 1 + 1`); a zero where none may be is found when the program is compiled. `cpu` also takes decimals
 /// (`1.5`) and thousandths of a core in quotes (`"500m"`). `memory` takes a decimal unit (`"1k"`, `"1M"`, `"1G"`, `"1T"`) or a
-/// binary one (`"1Ki"`, `"1Mi"`, `"1Gi"`, `"1Ti"`), with or without a `B`.
+/// binary one (`"1Ki"`, `"1Mi"`, `"1Gi"`, `"1Ti"`), with or without a `B`. `gpu` takes a number, of `nvidia.com/gpu`, or names its
+/// resource (`"amd.com/gpu=1"`).
 ///
 /// # Generated items
 ///

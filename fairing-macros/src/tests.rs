@@ -41,7 +41,11 @@ fn every_argument_reaches_its_field() {
         workers = 2, ps = 1, mode = "async", staleness = 4, rejoin = "30s", seed = 7, env = ["A", "B"], data = "data", target = "local", runs = "runs",
         repository = "localhost:5000/a", base = "debian:12", builder = "docker", link = "static", architectures = ["arm64"],
         files = ["a", "b"], root_certificates = true, registry_ca = "ca.pem", plain_http = ["a:80"], on_disconnect = "stop",
-        cache = "layers", worker(cpu = 2, memory = "1Gi"), ps(cpu = "500m", memory = "1GB"),
+        cache = "layers", worker(cpu = 2, memory = "1Gi", gpu = 1), ps(cpu = "500m", memory = "1GB", gpu = "amd.com/gpu=1"),
+        namespace = "team-a", launcher = "jobset", deadline = "2h", keep_result = "10m", ttl = "0s", join_timeout = "5m",
+        schedule_timeout = "2m", node_selector = ["disk=ssd"], tolerations = ["*"], spread = false, priority_class = "low",
+        runtime_class = "gvisor", labels = ["a=b"], annotations = ["c=d"], image_pull_secrets = ["e"],
+        volumes = ["pvc:datasets:/data:ro"], service_account = "trainer", tmp_size = "1Gi",
     });
     for field in [
         "workers : :: core :: option :: Option :: Some (2)",
@@ -69,6 +73,26 @@ fn every_argument_reaches_its_field() {
         "worker_memory : :: core :: option :: Option :: Some (\"1Gi\")",
         "ps_cpu : :: core :: option :: Option :: Some (:: fairing_core :: __private :: AttributeCpu :: Text (\"500m\"))",
         "ps_memory : :: core :: option :: Option :: Some (\"1GB\")",
+        "worker_gpu : :: core :: option :: Option :: Some (\"1\")",
+        "ps_gpu : :: core :: option :: Option :: Some (\"amd.com/gpu=1\")",
+        "namespace : :: core :: option :: Option :: Some (\"team-a\")",
+        "launcher : :: core :: option :: Option :: Some (\"jobset\")",
+        "deadline : :: core :: option :: Option :: Some (\"2h\")",
+        "keep_result : :: core :: option :: Option :: Some (\"10m\")",
+        "ttl : :: core :: option :: Option :: Some (\"0s\")",
+        "join_timeout : :: core :: option :: Option :: Some (\"5m\")",
+        "schedule_timeout : :: core :: option :: Option :: Some (\"2m\")",
+        "node_selector : :: core :: option :: Option :: Some (& [\"disk=ssd\"])",
+        "tolerations : :: core :: option :: Option :: Some (& [\"*\"])",
+        "spread : :: core :: option :: Option :: Some (false)",
+        "priority_class : :: core :: option :: Option :: Some (\"low\")",
+        "runtime_class : :: core :: option :: Option :: Some (\"gvisor\")",
+        "labels : :: core :: option :: Option :: Some (& [\"a=b\"])",
+        "annotations : :: core :: option :: Option :: Some (& [\"c=d\"])",
+        "image_pull_secrets : :: core :: option :: Option :: Some (& [\"e\"])",
+        "volumes : :: core :: option :: Option :: Some (& [\"pvc:datasets:/data:ro\"])",
+        "service_account : :: core :: option :: Option :: Some (\"trainer\")",
+        "tmp_size : :: core :: option :: Option :: Some (\"1Gi\")",
     ] {
         assert!(tokens.contains(field), "{field} in {tokens}");
     }
@@ -105,14 +129,15 @@ fn each_mistake_has_its_message() {
     let cases = [
         (quote!(wrokers = 2), "unknown argument `wrokers`; did you mean `workers`?"),
         (
-            quote!(gpu = 2),
-            "unknown argument `gpu`; there are `workers`, `ps`, `mode`, `staleness`, `rejoin`, `seed`, `env`, `data`, `target`, `repository`, `image`, `base`, `dockerfile`, `builder`, `link`, `architectures`, `files`, `root_certificates`, `registry_ca`, `plain_http`, `on_disconnect`, `runs`, `cache`, `worker`",
+            quote!(quota = 2),
+            "unknown argument `quota`; there are `workers`, `ps`, `mode`, `staleness`, `rejoin`, `seed`, `env`, `data`, `target`, `repository`, `image`, `base`, `dockerfile`, `builder`, `link`, `architectures`, `files`, `root_certificates`, `registry_ca`, `plain_http`, `on_disconnect`, `namespace`, `launcher`, `deadline`, `keep_result`, `ttl`, `join_timeout`, `schedule_timeout`, `node_selector`, `tolerations`, `spread`, `priority_class`, `runtime_class`, `labels`, `annotations`, `image_pull_secrets`, `volumes`, `service_account`, `tmp_size`, `runs`, `cache`, `worker`",
         ),
         (
             quote!(crate = 2),
-            "unknown argument `crate`; there are `workers`, `ps`, `mode`, `staleness`, `rejoin`, `seed`, `env`, `data`, `target`, `repository`, `image`, `base`, `dockerfile`, `builder`, `link`, `architectures`, `files`, `root_certificates`, `registry_ca`, `plain_http`, `on_disconnect`, `runs`, `cache`, `worker`",
+            "unknown argument `crate`; there are `workers`, `ps`, `mode`, `staleness`, `rejoin`, `seed`, `env`, `data`, `target`, `repository`, `image`, `base`, `dockerfile`, `builder`, `link`, `architectures`, `files`, `root_certificates`, `registry_ca`, `plain_http`, `on_disconnect`, `namespace`, `launcher`, `deadline`, `keep_result`, `ttl`, `join_timeout`, `schedule_timeout`, `node_selector`, `tolerations`, `spread`, `priority_class`, `runtime_class`, `labels`, `annotations`, `image_pull_secrets`, `volumes`, `service_account`, `tmp_size`, `runs`, `cache`, `worker`",
         ),
         (quote!(cpu = 2), "`cpu` belongs to a role, for example `worker(cpu = 2)`"),
+        (quote!(gpu = 2), "`gpu` belongs to a role, for example `worker(gpu = 1)`"),
         (
             quote!(worker = 2),
             "`worker` takes resources, for example `worker(cpu = 2, memory = \"1Gi\")`; the number of workers is `workers = 2`",
@@ -121,7 +146,7 @@ fn each_mistake_has_its_message() {
         (quote!(ps(cpu = 1), ps(cpu = 1)), "duplicate argument `ps(...)`"),
         (quote!(ps(cpu = 1, cpu = 1)), "duplicate argument `cpu` in `ps(...)`"),
         (quote!(ps(cpus = 1)), "unknown argument `cpus` in `ps(...)`; did you mean `cpu`?"),
-        (quote!(worker(disk = 1)), "unknown argument `disk` in `worker(...)`; it takes `cpu` and `memory`"),
+        (quote!(worker(disk = 1)), "unknown argument `disk` in `worker(...)`; it takes `cpu`, `memory` and `gpu`"),
         (quote!(workers = 0), "`workers` must be at least 1"),
         (quote!(mode = "asinc"), "`mode` is \"asinc\"; expected \"sync\" or \"async\"; did you mean \"async\"?"),
         (
@@ -171,13 +196,9 @@ fn each_mistake_has_its_message() {
         (quote!(env = ["A", "A"]), "`env` has \"A\" twice"),
         (
             quote!(target = "dokcer"),
-            "`target` is \"dokcer\"; expected \"local\" or \"docker\"; did you mean \"docker\"?",
+            "`target` is \"dokcer\"; expected \"local\", \"docker\" or \"kubernetes\"; did you mean \"docker\"?",
         ),
-        (quote!(target = "moon"), "`target` is \"moon\"; expected \"local\" or \"docker\""),
-        (
-            quote!(target = "kubernetes"),
-            "`target` is \"kubernetes\"; expected \"local\" or \"docker\" (`kubernetes` comes with a later version)",
-        ),
+        (quote!(target = "moon"), "`target` is \"moon\"; expected \"local\", \"docker\" or \"kubernetes\""),
         (
             quote!(repository = "registry.example/Team/name"),
             "`repository` is \"registry.example/Team/name\"; expected lower case, \"registry.example/team/name\"",
@@ -221,6 +242,30 @@ fn each_mistake_has_its_message() {
         (
             quote!(dry_run = true),
             "`dry_run` is about one launch: set the variable `FAIRING_DRY_RUN=1`, or `LaunchOptions::dry_run`",
+        ),
+        (
+            quote!(detach = true),
+            "`detach` is about one launch: set the variable `FAIRING_DETACH=1`, or `LaunchOptions::detach`",
+        ),
+        (
+            quote!(context = "kind"),
+            "`context` is about one machine's kubeconfig: set the variable `FAIRING_CONTEXT`, or `LaunchOptions::context`",
+        ),
+        (
+            quote!(namespace = "Team"),
+            "`namespace` is \"Team\"; expected the name of a namespace, such as \"team-a\" (at most 63 of `a-z`, `0-9` and `-`)",
+        ),
+        (
+            quote!(launcher = "jobsets"),
+            "`launcher` is \"jobsets\"; expected \"jobs\", \"jobset\", \"tfjob\" or \"auto\"; did you mean \"jobset\"?",
+        ),
+        (quote!(deadline = "0s"), "`deadline` is \"0s\"; expected at least \"1s\""),
+        (quote!(ttl = "1500ms"), "`ttl` is \"1500ms\"; expected whole seconds"),
+        (quote!(labels = ["a"]), "`labels` has \"a\"; expected a label, such as \"team=vision\""),
+        (quote!(worker(gpu = two)), "`gpu` takes a number or a text in quotes, for example `gpu = 1`"),
+        (
+            quote!(ps(gpu = "cpu=1")),
+            "`gpu` is \"cpu=1\"; expected a number of GPUs such as 1, or with the resource's name \"amd.com/gpu=1\"",
         ),
         (
             quote!(worker(memory = "1Gbb")),
@@ -267,6 +312,8 @@ fn settings_of_the_image_contradict_each_other_or_not() {
         let messages = messages(quote!(on_disconnect = "continue", target = #target));
         assert!(messages[0].starts_with("`on_disconnect = \"continue\"` needs `target = "), "{messages:?}");
     }
+    let stop = messages(quote!(on_disconnect = "stop", target = "kubernetes"));
+    assert!(stop[0].starts_with("`on_disconnect = \"stop\"` has no meaning with"), "{stop:?}");
     for args in [
         quote!(
             image = "a",
@@ -281,6 +328,7 @@ fn settings_of_the_image_contradict_each_other_or_not() {
         // Another layer may name the repository, or another target.
         quote!(architectures = ["amd64", "arm64"], target = "docker", base = "a"),
         quote!(on_disconnect = "continue"),
+        quote!(on_disconnect = "continue", target = "kubernetes"),
     ] {
         accepted(args);
     }

@@ -138,27 +138,24 @@ pub(crate) fn variable_name(text: &str) -> Result<(), String> {
     }
 }
 
-/// Whether `text` names a target that this version has.
+/// The words that `target` takes.
 pub(crate) fn target(text: &str) -> Result<(), String> {
-    match text {
-        "kubernetes" => Err(format!("\"local\" or \"docker\" (`{text}` comes with a later version)")),
-        _ => one_of(["local", "docker"], text),
-    }
+    one_of(&["local", "docker", "kubernetes"], text)
 }
 
 /// The two words that `builder` takes.
 pub(crate) fn builder(text: &str) -> Result<(), String> {
-    one_of(["append", "docker"], text)
+    one_of(&["append", "docker"], text)
 }
 
 /// The two words that `link` takes.
 pub(crate) fn link(text: &str) -> Result<(), String> {
-    one_of(["dynamic", "static"], text)
+    one_of(&["dynamic", "static"], text)
 }
 
 /// The two words that `on_disconnect` takes.
 pub(crate) fn on_disconnect(text: &str) -> Result<(), String> {
-    one_of(["stop", "continue"], text)
+    one_of(&["stop", "continue"], text)
 }
 
 /// The words that `architectures` lists, which are those of container images.
@@ -166,17 +163,19 @@ pub(crate) fn architecture(text: &str) -> Result<(), String> {
     match text {
         "x86_64" | "x86-64" => Err("\"amd64\", as images call it".to_owned()),
         "aarch64" => Err("\"arm64\", as images call it".to_owned()),
-        _ => one_of(["amd64", "arm64"], text),
+        _ => one_of(&["amd64", "arm64"], text),
     }
 }
 
-fn one_of(words: [&'static str; 2], text: &str) -> Result<(), String> {
+/// Whether `text` is one of a setting's `words`.
+pub(crate) fn one_of(words: &[&'static str], text: &str) -> Result<(), String> {
     if words.contains(&text) {
         return Ok(());
     }
-    let [first, second] = words;
-    let remedy = nearest(text, words).map(|near| format!("; did you mean \"{near}\"?")).unwrap_or_default();
-    Err(format!("\"{first}\" or \"{second}\"{remedy}"))
+    let quoted: Vec<_> = words.iter().map(|word| format!("\"{word}\"")).collect();
+    let (last, first) = quoted.split_last().expect("a setting has words");
+    let remedy = nearest(text, words.iter().copied()).map(|near| format!("; did you mean \"{near}\"?"));
+    Err(format!("{} or {last}{}", first.join(", "), remedy.unwrap_or_default()))
 }
 
 /// Why `setting`, which is about building, cannot stand beside `image`.
@@ -432,8 +431,7 @@ mod tests {
 
     #[test]
     fn settings_of_two_words_name_both_and_the_nearer_one() {
-        let cases: [(Rule, [&str; 2], &str); 5] = [
-            (target, ["local", "docker"], "dokcer"),
+        let cases: [(Rule, [&str; 2], &str); 4] = [
             (builder, ["append", "docker"], "apend"),
             (link, ["dynamic", "static"], "statik"),
             (on_disconnect, ["stop", "continue"], "Stop"),
@@ -445,6 +443,9 @@ mod tests {
             assert_eq!(check("moon"), Err(both.clone()));
             assert!(check(misspelt).unwrap_err().starts_with(&format!("{both}; did you mean ")), "{misspelt}");
         }
+        assert_eq!(target("kubernetes"), Ok(()));
+        let expected = "\"local\", \"docker\" or \"kubernetes\"; did you mean \"docker\"?";
+        assert_eq!(target("dokcer"), Err(expected.to_owned()));
         assert!(architecture("x86_64").unwrap_err().starts_with("\"amd64\""));
         assert!(architecture("aarch64").unwrap_err().starts_with("\"arm64\""));
     }

@@ -1,13 +1,17 @@
 //! The table of keys. A new key is one row here, one field in [`Config`], [`LaunchOptions`](super::LaunchOptions) and, unless
 //! it is about one launch, [`Attribute`](super::Attribute), and one row in the module's documentation; a test compares them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use super::grammar::Rule;
 use super::raw::Written;
-use super::{Builder, Config, Cpu, ImageSettings, Link, Memory, OnDisconnect, Target, grammar};
+use super::{
+    Builder, Config, Cpu, Gpu, ImageSettings, Link, Memory, OnDisconnect, Renderer, Target, Toleration, Volume,
+    cluster, grammar,
+};
 use crate::topology::Mode;
 
 /// One setting: how it is spelt, read and shown.
@@ -25,7 +29,7 @@ pub(super) struct Key {
 }
 
 /// Every key, in the order in which they are explained.
-pub(super) static KEYS: [Key; 28] = [
+pub(super) static KEYS: [Key; 50] = [
     Key {
         name: "workers",
         variable: "FAIRING_WORKERS",
@@ -118,7 +122,11 @@ pub(super) static KEYS: [Key; 28] = [
         apply: |config, written, _| {
             let word = written.text().unwrap_or_default();
             grammar::target(word)?;
-            config.target = if word == "local" { Target::Local } else { docker()? };
+            config.target = match word {
+                "local" => Target::Local,
+                "docker" => compiled_in(Target::Docker, cfg!(feature = "docker"))?,
+                _ => compiled_in(Target::Kubernetes, cfg!(feature = "kubernetes"))?,
+            };
             Ok(())
         },
         show: |config| config.target.to_string(),
@@ -245,6 +253,181 @@ pub(super) static KEYS: [Key; 28] = [
         show: |config| config.on_disconnect.to_string(),
     },
     Key {
+        name: "namespace",
+        variable: "FAIRING_NAMESPACE",
+        apply: |config, written, _| {
+            config.kubernetes.namespace = Some(checked(written, cluster::namespace)?);
+            Ok(())
+        },
+        show: |config| or_dash(config.kubernetes.namespace.as_ref()),
+    },
+    Key {
+        name: "context",
+        variable: "FAIRING_CONTEXT",
+        apply: |config, written, _| {
+            config.kubernetes.context = Some(checked(written, context)?);
+            Ok(())
+        },
+        show: |config| or_dash(config.kubernetes.context.as_ref()),
+    },
+    Key {
+        name: "launcher",
+        variable: "FAIRING_LAUNCHER",
+        apply: |config, written, _| {
+            config.kubernetes.launcher = Renderer::read(written.text().unwrap_or_default())?;
+            Ok(())
+        },
+        show: |config| config.kubernetes.launcher.to_string(),
+    },
+    Key {
+        name: "deadline",
+        variable: "FAIRING_DEADLINE",
+        apply: |config, written, _| {
+            config.kubernetes.deadline = duration(written, cluster::deadline)?;
+            Ok(())
+        },
+        show: |config| humantime::format_duration(config.kubernetes.deadline).to_string(),
+    },
+    Key {
+        name: "keep_result",
+        variable: "FAIRING_KEEP_RESULT",
+        apply: |config, written, _| {
+            config.kubernetes.keep_result = duration(written, cluster::span)?;
+            Ok(())
+        },
+        show: |config| humantime::format_duration(config.kubernetes.keep_result).to_string(),
+    },
+    Key {
+        name: "ttl",
+        variable: "FAIRING_TTL",
+        apply: |config, written, _| {
+            config.kubernetes.ttl = duration(written, cluster::span)?;
+            Ok(())
+        },
+        show: |config| humantime::format_duration(config.kubernetes.ttl).to_string(),
+    },
+    Key {
+        name: "join_timeout",
+        variable: "FAIRING_JOIN_TIMEOUT",
+        apply: |config, written, _| {
+            config.kubernetes.join_timeout = duration(written, cluster::deadline)?;
+            Ok(())
+        },
+        show: |config| humantime::format_duration(config.kubernetes.join_timeout).to_string(),
+    },
+    Key {
+        name: "schedule_timeout",
+        variable: "FAIRING_SCHEDULE_TIMEOUT",
+        apply: |config, written, _| {
+            config.kubernetes.schedule_timeout = duration(written, cluster::deadline)?;
+            Ok(())
+        },
+        show: |config| humantime::format_duration(config.kubernetes.schedule_timeout).to_string(),
+    },
+    Key {
+        name: "node_selector",
+        variable: "FAIRING_NODE_SELECTOR",
+        apply: |config, written, _| {
+            config.kubernetes.node_selector =
+                pairs(written, "labels of nodes, such as [\"disk=ssd\"]", cluster::selector)?;
+            Ok(())
+        },
+        show: |config| pairs_or_dash(&config.kubernetes.node_selector),
+    },
+    Key {
+        name: "tolerations",
+        variable: "FAIRING_TOLERATIONS",
+        apply: |config, written, _| {
+            config.kubernetes.tolerations =
+                read(written, "taints, such as [\"dedicated=training:NoSchedule\"]", Toleration::read)?;
+            Ok(())
+        },
+        show: |config| list_or_dash(&config.kubernetes.tolerations),
+    },
+    Key {
+        name: "spread",
+        variable: "FAIRING_SPREAD",
+        apply: |config, written, _| {
+            config.kubernetes.spread = boolean(written)?;
+            Ok(())
+        },
+        show: |config| config.kubernetes.spread.to_string(),
+    },
+    Key {
+        name: "priority_class",
+        variable: "FAIRING_PRIORITY_CLASS",
+        apply: |config, written, _| {
+            config.kubernetes.priority_class = Some(checked(written, cluster::object)?);
+            Ok(())
+        },
+        show: |config| or_dash(config.kubernetes.priority_class.as_ref()),
+    },
+    Key {
+        name: "runtime_class",
+        variable: "FAIRING_RUNTIME_CLASS",
+        apply: |config, written, _| {
+            config.kubernetes.runtime_class = Some(checked(written, cluster::object)?);
+            Ok(())
+        },
+        show: |config| or_dash(config.kubernetes.runtime_class.as_ref()),
+    },
+    Key {
+        name: "labels",
+        variable: "FAIRING_LABELS",
+        apply: |config, written, _| {
+            config.kubernetes.labels = pairs(written, "labels, such as [\"team=vision\"]", cluster::label)?;
+            Ok(())
+        },
+        show: |config| pairs_or_dash(&config.kubernetes.labels),
+    },
+    Key {
+        name: "annotations",
+        variable: "FAIRING_ANNOTATIONS",
+        apply: |config, written, _| {
+            config.kubernetes.annotations =
+                pairs(written, "annotations, such as [\"example.org/note=text\"]", cluster::annotation)?;
+            Ok(())
+        },
+        show: |config| pairs_or_dash(&config.kubernetes.annotations),
+    },
+    Key {
+        name: "image_pull_secrets",
+        variable: "FAIRING_IMAGE_PULL_SECRETS",
+        apply: |config, written, _| {
+            config.kubernetes.image_pull_secrets =
+                list(written, "names, such as [\"registry-login\"]", cluster::object)?;
+            Ok(())
+        },
+        show: |config| list_or_dash(&config.kubernetes.image_pull_secrets),
+    },
+    Key {
+        name: "volumes",
+        variable: "FAIRING_VOLUMES",
+        apply: |config, written, _| {
+            config.kubernetes.volumes = volumes(written)?;
+            Ok(())
+        },
+        show: |config| list_or_dash(&config.kubernetes.volumes),
+    },
+    Key {
+        name: "service_account",
+        variable: "FAIRING_SERVICE_ACCOUNT",
+        apply: |config, written, _| {
+            config.kubernetes.service_account = Some(checked(written, cluster::object)?);
+            Ok(())
+        },
+        show: |config| or_dash(config.kubernetes.service_account.as_ref()),
+    },
+    Key {
+        name: "tmp_size",
+        variable: "FAIRING_TMP_SIZE",
+        apply: |config, written, _| {
+            config.kubernetes.tmp_size = memory(written)?;
+            Ok(())
+        },
+        show: |config| config.kubernetes.tmp_size.to_string(),
+    },
+    Key {
         name: "runs",
         variable: "FAIRING_RUNS",
         apply: |config, written, base| {
@@ -261,6 +444,15 @@ pub(super) static KEYS: [Key; 28] = [
             Ok(())
         },
         show: |config| config.cache.display().to_string(),
+    },
+    Key {
+        name: "detach",
+        variable: "FAIRING_DETACH",
+        apply: |config, written, _| {
+            config.kubernetes.detach = boolean(written)?;
+            Ok(())
+        },
+        show: |config| config.kubernetes.detach.to_string(),
     },
     Key {
         name: "dry_run",
@@ -290,6 +482,15 @@ pub(super) static KEYS: [Key; 28] = [
         show: |config| or_dash(config.worker.memory),
     },
     Key {
+        name: "resources.worker.gpu",
+        variable: "FAIRING_WORKER_GPU",
+        apply: |config, written, _| {
+            config.worker.gpu = gpu(written)?;
+            Ok(())
+        },
+        show: |config| or_dash(config.worker.gpu.as_ref()),
+    },
+    Key {
         name: "resources.ps.cpu",
         variable: "FAIRING_PS_CPU",
         apply: |config, written, _| {
@@ -306,6 +507,15 @@ pub(super) static KEYS: [Key; 28] = [
             Ok(())
         },
         show: |config| or_dash(config.ps.memory),
+    },
+    Key {
+        name: "resources.ps.gpu",
+        variable: "FAIRING_PS_GPU",
+        apply: |config, written, _| {
+            config.ps.gpu = gpu(written)?;
+            Ok(())
+        },
+        show: |config| or_dash(config.ps.gpu.as_ref()),
     },
 ];
 
@@ -364,6 +574,14 @@ fn checked(written: &Written, rule: Rule) -> Result<String, String> {
     rule(text).map(|()| text.to_owned())
 }
 
+/// Whether `text` may name a context of a kubeconfig, which takes almost anything.
+fn context(text: &str) -> Result<(), String> {
+    if text.trim().is_empty() || text.contains(char::is_control) {
+        return Err("the name of a context in the kubeconfig".to_owned());
+    }
+    Ok(())
+}
+
 fn boolean(written: &Written) -> Result<bool, String> {
     match written {
         Written::Boolean(value) => Ok(*value),
@@ -415,11 +633,11 @@ fn files(written: &Written) -> Result<Vec<PathBuf>, String> {
     Ok(files)
 }
 
-/// The target `docker`, if it is compiled in.
-fn docker() -> Result<Target, String> {
-    match cfg!(feature = "docker") {
-        true => Ok(Target::Docker),
-        false => Err("\"local\" (fairing-core is compiled without its feature `docker`)".to_owned()),
+/// The target, if its feature, which has its name, is compiled in.
+fn compiled_in(target: Target, is_compiled_in: bool) -> Result<Target, String> {
+    match is_compiled_in {
+        true => Ok(target),
+        false => Err(format!("another target (fairing-core is compiled without its feature `{target}`)")),
     }
 }
 
@@ -440,15 +658,67 @@ fn memory(written: &Written) -> Result<Memory, String> {
     number.parse::<Memory>().map_err(|error| error.expected())
 }
 
+/// GPUs; none if their number is 0.
+fn gpu(written: &Written) -> Result<Option<Gpu>, String> {
+    let text = match written {
+        Written::Integer(number) => number.to_string(),
+        _ => written.text().unwrap_or_default().to_owned(),
+    };
+    let gpu = text.parse::<Gpu>().map_err(|error| error.expected())?;
+    Ok(Some(gpu).filter(|gpu| gpu.count() > 0))
+}
+
 fn rejoin(written: &Written) -> Result<Duration, String> {
+    let duration = duration(written, grammar::rejoin)?;
+    // Replicas are told milliseconds: all must have the same time.
+    Ok(Duration::from_secs(duration.as_secs()) + Duration::from_millis(duration.subsec_millis().into()))
+}
+
+/// A span of time that a rule lets pass.
+fn duration(written: &Written, rule: fn(Duration) -> Result<(), String>) -> Result<Duration, String> {
     let duration = match written {
         Written::Duration(duration) => *duration,
         Written::Integer(number) => grammar::duration(&number.to_string())?,
         _ => grammar::duration(written.text().unwrap_or_default())?,
     };
-    grammar::rejoin(duration)?;
-    // Replicas are told milliseconds: all must have the same time.
-    Ok(Duration::from_secs(duration.as_secs()) + Duration::from_millis(duration.subsec_millis().into()))
+    rule(duration).map(|()| duration)
+}
+
+/// What each entry of a list is read as.
+fn read<T>(written: &Written, expected: &str, rule: fn(&str) -> Result<T, String>) -> Result<Vec<T>, String> {
+    let entry =
+        |entry: &Written| rule(entry.text().unwrap_or_default()).map_err(|expected| format!("for {entry} {expected}"));
+    entries(written, expected)?.iter().map(entry).collect()
+}
+
+/// A list of `key=value`, no key twice.
+fn pairs(
+    written: &Written,
+    expected: &str,
+    rule: fn(&str) -> Result<(&str, &str), String>,
+) -> Result<BTreeMap<String, String>, String> {
+    let mut pairs = BTreeMap::new();
+    for entry in entries(written, expected)? {
+        let (key, value) =
+            rule(entry.text().unwrap_or_default()).map_err(|expected| format!("for {entry} {expected}"))?;
+        if pairs.insert(key.to_owned(), value.to_owned()).is_some() {
+            return Err(format!("`{key}` once"));
+        }
+    }
+    Ok(pairs)
+}
+
+fn pairs_or_dash(pairs: &BTreeMap<String, String>) -> String {
+    list_or_dash(pairs.iter().map(|(key, value)| format!("{key}={value}")))
+}
+
+fn volumes(written: &Written) -> Result<Vec<Volume>, String> {
+    let volumes = read(written, "volumes, such as [\"pvc:datasets:/data:ro\"]", Volume::read)?;
+    let mut paths = BTreeSet::new();
+    match volumes.iter().find(|volume| !paths.insert(&volume.path)) {
+        Some(volume) => Err(format!("one volume at `{}`", volume.path)),
+        None => Ok(volumes),
+    }
 }
 
 #[cfg(test)]

@@ -3,8 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Builder, Link, OnDisconnect, Resources, Target};
+#[cfg(feature = "kubernetes")]
+use super::PodMutators;
+use super::{Builder, Link, Memory, OnDisconnect, Renderer, Resources, Target};
 use crate::topology::Mode;
+#[cfg(feature = "kubernetes")]
+use crate::topology::Role;
 
 /// Settings of one launch in code: the layer that wins over all others.
 ///
@@ -19,7 +23,7 @@ use crate::topology::Mode;
 ///     .workers(4)
 ///     .seed(7)
 ///     .env(["HF_HOME"])
-///     .worker_resources(Resources { cpu: Some("1.5".parse()?), memory: Some("2Gi".parse()?) });
+///     .worker_resources(Resources { cpu: Some("1.5".parse()?), memory: Some("2Gi".parse()?), ..Resources::default() });
 /// # Ok::<(), fairing_core::config::UnitError>(())
 /// ```
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -45,11 +49,33 @@ pub struct LaunchOptions {
     pub(super) registry_ca: Option<PathBuf>,
     pub(super) plain_http: Option<Vec<String>>,
     pub(super) on_disconnect: Option<OnDisconnect>,
+    pub(super) namespace: Option<String>,
+    pub(super) context: Option<String>,
+    pub(super) launcher: Option<Renderer>,
+    pub(super) deadline: Option<Duration>,
+    pub(super) keep_result: Option<Duration>,
+    pub(super) ttl: Option<Duration>,
+    pub(super) join_timeout: Option<Duration>,
+    pub(super) schedule_timeout: Option<Duration>,
+    pub(super) node_selector: Option<Vec<String>>,
+    pub(super) tolerations: Option<Vec<String>>,
+    pub(super) spread: Option<bool>,
+    pub(super) priority_class: Option<String>,
+    pub(super) runtime_class: Option<String>,
+    pub(super) labels: Option<Vec<String>>,
+    pub(super) annotations: Option<Vec<String>>,
+    pub(super) image_pull_secrets: Option<Vec<String>>,
+    pub(super) volumes: Option<Vec<String>>,
+    pub(super) service_account: Option<String>,
+    pub(super) tmp_size: Option<Memory>,
     pub(super) runs: Option<PathBuf>,
     pub(super) cache: Option<PathBuf>,
+    pub(super) detach: Option<bool>,
     pub(super) dry_run: Option<bool>,
     pub(super) worker: Resources,
     pub(super) ps_resources: Resources,
+    #[cfg(feature = "kubernetes")]
+    pub(super) pod: PodMutators,
 }
 
 impl LaunchOptions {
@@ -184,6 +210,129 @@ impl LaunchOptions {
         Self { on_disconnect: Some(on_disconnect), ..self }
     }
 
+    /// The namespace of the cluster that the run is created in; without one that of the context.
+    pub fn namespace(self, name: impl Into<String>) -> Self {
+        Self { namespace: Some(name.into()), ..self }
+    }
+
+    /// The context of the kubeconfig; without one its current one.
+    pub fn context(self, name: impl Into<String>) -> Self {
+        Self { context: Some(name.into()), ..self }
+    }
+
+    /// The objects that run the replicas on a cluster.
+    pub fn launcher(self, launcher: Renderer) -> Self {
+        Self { launcher: Some(launcher), ..self }
+    }
+
+    /// How long a run on a cluster may take before the cluster ends it, in whole seconds.
+    ///
+    /// Less than a second, and more than a year, is refused when the run is launched; so it is with all times of a cluster.
+    pub fn deadline(self, deadline: Duration) -> Self {
+        Self { deadline: Some(deadline), ..self }
+    }
+
+    /// How long a run on a cluster keeps its result for a caller once training has ended, in whole seconds.
+    pub fn keep_result(self, time: Duration) -> Self {
+        Self { keep_result: Some(time), ..self }
+    }
+
+    /// How long what is left of an ended run stays in the cluster, if no caller deletes it, in whole seconds.
+    pub fn ttl(self, time: Duration) -> Self {
+        Self { ttl: Some(time), ..self }
+    }
+
+    /// How long the replicas wait for each other at the beginning, in whole seconds.
+    pub fn join_timeout(self, time: Duration) -> Self {
+        Self { join_timeout: Some(time), ..self }
+    }
+
+    /// How long a pod may be without a node, in whole seconds.
+    pub fn schedule_timeout(self, time: Duration) -> Self {
+        Self { schedule_timeout: Some(time), ..self }
+    }
+
+    /// Labels of the nodes that may run the pods, as `key=value`, in place of those of the layers below.
+    pub fn node_selector<I, S>(self, labels: I) -> Self
+    where
+        I: IntoIterator<Item = S>,
+        S: Into<String>,
+    {
+        Self { node_selector: Some(labels.into_iter().map(Into::into).collect()), ..self }
+    }
+
+    /// Taints that the pods bear, in place of those of the layers below: `key=value:Effect`, `key:Effect`, `key=value`, `key`,
+    /// `:Effect`, or `*` for any.
+    pub fn tolerations<I, S>(self, taints: I) -> Self
+    where
+        I: IntoIterator<Item = S>,
+        S: Into<String>,
+    {
+        Self { tolerations: Some(taints.into_iter().map(Into::into).collect()), ..self }
+    }
+
+    /// Whether workers go to different nodes where they can.
+    pub fn spread(self, is_spread: bool) -> Self {
+        Self { spread: Some(is_spread), ..self }
+    }
+
+    /// The priority class of the pods.
+    pub fn priority_class(self, name: impl Into<String>) -> Self {
+        Self { priority_class: Some(name.into()), ..self }
+    }
+
+    /// The runtime class of the pods.
+    pub fn runtime_class(self, name: impl Into<String>) -> Self {
+        Self { runtime_class: Some(name.into()), ..self }
+    }
+
+    /// Labels of all objects in the cluster, as `key=value`, in place of those of the layers below.
+    pub fn labels<I, S>(self, labels: I) -> Self
+    where
+        I: IntoIterator<Item = S>,
+        S: Into<String>,
+    {
+        Self { labels: Some(labels.into_iter().map(Into::into).collect()), ..self }
+    }
+
+    /// Annotations of the pods, as `key=value`, in place of those of the layers below.
+    pub fn annotations<I, S>(self, annotations: I) -> Self
+    where
+        I: IntoIterator<Item = S>,
+        S: Into<String>,
+    {
+        Self { annotations: Some(annotations.into_iter().map(Into::into).collect()), ..self }
+    }
+
+    /// Secrets with which the nodes pull the image, in place of those of the layers below.
+    pub fn image_pull_secrets<I, S>(self, names: I) -> Self
+    where
+        I: IntoIterator<Item = S>,
+        S: Into<String>,
+    {
+        Self { image_pull_secrets: Some(names.into_iter().map(Into::into).collect()), ..self }
+    }
+
+    /// Volumes of all replicas, in place of those of the layers below: `pvc:CLAIM:/path`, of which `:ro` may be said behind the
+    /// path, `secret:NAME:/path`, `configmap:NAME:/path` or `empty:SIZE:/path`.
+    pub fn volumes<I, S>(self, volumes: I) -> Self
+    where
+        I: IntoIterator<Item = S>,
+        S: Into<String>,
+    {
+        Self { volumes: Some(volumes.into_iter().map(Into::into).collect()), ..self }
+    }
+
+    /// The service account of the pods. Its token is not mounted.
+    pub fn service_account(self, name: impl Into<String>) -> Self {
+        Self { service_account: Some(name.into()), ..self }
+    }
+
+    /// The most that `/tmp` of a pod may hold.
+    pub fn tmp_size(self, size: Memory) -> Self {
+        Self { tmp_size: Some(size), ..self }
+    }
+
     /// The folder that gets a folder for each run.
     pub fn runs(self, folder: impl Into<PathBuf>) -> Self {
         Self { runs: Some(folder.into()), ..self }
@@ -192,6 +341,11 @@ impl LaunchOptions {
     /// The folder in which compressed layers are kept from one run to the next.
     pub fn cache(self, folder: impl Into<PathBuf>) -> Self {
         Self { cache: Some(folder.into()), ..self }
+    }
+
+    /// Whether the launch ends once the replicas are started; for a cluster, where a run goes on without its launcher.
+    pub fn detach(self, is_detached: bool) -> Self {
+        Self { detach: Some(is_detached), ..self }
     }
 
     /// Whether the launch only says what it would do.
@@ -207,5 +361,32 @@ impl LaunchOptions {
     /// What a parameter server asks for; a part that is `None` stays as the layers below have it.
     pub fn ps_resources(self, resources: Resources) -> Self {
         Self { ps_resources: resources, ..self }
+    }
+
+    /// Changes the pods of a cluster after all that the settings say of them, for what has no setting. Called once for each
+    /// role that the run has; a second closure changes what the first one left.
+    ///
+    /// The container that trains is called `fairing` (in a TFJob `tensorflow`). What is changed there is not checked: the run
+    /// needs its own volumes, variables and security context.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use fairing_core::LaunchOptions;
+    /// use fairing_core::topology::Role;
+    ///
+    /// let options = LaunchOptions::new().pod(|role, pod| {
+    ///     if role == Role::Worker {
+    ///         pod.spec.as_mut().expect("a pod has one").scheduler_name = Some("volcano".into());
+    ///     }
+    /// });
+    /// ```
+    #[cfg(feature = "kubernetes")]
+    pub fn pod(
+        mut self,
+        change: impl Fn(Role, &mut k8s_openapi::api::core::v1::PodTemplateSpec) + Send + Sync + 'static,
+    ) -> Self {
+        self.pod.push(change);
+        self
     }
 }

@@ -8,8 +8,8 @@ use super::keys::{KEYS, Key};
 use super::raw::{Entry, RawConfig};
 use super::together::Winners;
 use super::{
-    Attribute, ConfigError, Env, Explanation, ImageSettings, LaunchOptions, OnDisconnect, Origin, Problem, Resources,
-    Row, Surroundings,
+    Attribute, ConfigError, Env, Explanation, ImageSettings, KubernetesSettings, LaunchOptions, OnDisconnect, Origin,
+    Problem, Resources, Row, Surroundings,
 };
 use crate::topology::{Mode, Topology};
 
@@ -21,7 +21,8 @@ pub struct Config {
     pub topology: Topology,
     /// When a worker's gradient is applied, default once all workers have pushed.
     pub mode: Mode,
-    /// How long the run is held for a lost worker, which is started again; default zero: it is not.
+    /// How long the run is held for a lost worker, which is started again. Default on a cluster 5 min if there are parameter
+    /// servers, else zero: it is not.
     pub rejoin: Duration,
     /// Seed of the initial parameters, of the data order and of the framework's generator, default 0.
     pub seed: u64,
@@ -33,8 +34,10 @@ pub struct Config {
     pub target: Target,
     /// What the container image is made of and where it goes, for a target other than this machine.
     pub image: ImageSettings,
-    /// What the run does when the process that launched it is gone, default end.
+    /// What the run does when the process that launched it is gone: it goes on on a cluster, and ends elsewhere.
     pub on_disconnect: OnDisconnect,
+    /// What is said of a run on Kubernetes.
+    pub kubernetes: KubernetesSettings,
     /// The folder that gets a folder for each run, absolute. Default `fairing/runs` in Cargo's build folder.
     pub runs: PathBuf,
     /// The folder in which compressed layers are kept from one run to the next, absolute. Default `fairing/cache` in the
@@ -56,6 +59,8 @@ pub enum Target {
     Local,
     /// Containers on one engine.
     Docker,
+    /// Pods of a cluster.
+    Kubernetes,
 }
 
 /// A configuration and where it comes from. Returned by [`Config::resolve`].
@@ -128,6 +133,8 @@ impl Config {
             }
         }
         winners.imply(&mut config);
+        #[cfg(feature = "kubernetes")]
+        config.kubernetes.pod.clone_from(&options.pod);
         let broken = |name: &str| problems.iter().any(|it| matches!(it, Problem::Value { key, .. } if *key == name));
         let together = winners.problems(&config, broken);
         problems.extend(together);
@@ -151,6 +158,7 @@ impl Config {
             target: Target::Local,
             image: ImageSettings::default(),
             on_disconnect: OnDisconnect::Stop,
+            kubernetes: KubernetesSettings::default(),
             runs: surroundings.target.join("fairing").join("runs"),
             cache: surroundings.cache.join("fairing").join("cache"),
             dry_run: false,
@@ -165,6 +173,7 @@ impl fmt::Display for Target {
         match self {
             Target::Local => f.write_str("local"),
             Target::Docker => f.write_str("docker"),
+            Target::Kubernetes => f.write_str("kubernetes"),
         }
     }
 }
@@ -172,7 +181,7 @@ impl fmt::Display for Target {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{AttributeCpu, Builder, Link};
+    use crate::config::{AttributeCpu, Builder, Link, Renderer};
     use expect_test::{Expect, expect};
     use std::collections::BTreeMap;
 
@@ -239,13 +248,35 @@ mod tests {
             registry_ca              -                              default
             plain_http               -                              default
             on_disconnect            stop                           default
+            namespace                -                              default
+            context                  -                              default
+            launcher                 jobs                           default
+            deadline                 1day                           default
+            keep_result              1h                             default
+            ttl                      10m                            default
+            join_timeout             10m                            default
+            schedule_timeout         5m                             default
+            node_selector            -                              default
+            tolerations              -                              default
+            spread                   true                           default
+            priority_class           -                              default
+            runtime_class            -                              default
+            labels                   -                              default
+            annotations              -                              default
+            image_pull_secrets       -                              default
+            volumes                  -                              default
+            service_account          -                              default
+            tmp_size                 256Mi                          default
             runs                     /project/target/fairing/runs   default
             cache                    /home/me/.cache/fairing/cache  default
+            detach                   false                          default
             dry_run                  false                          default
             resources.worker.cpu     -                              default
             resources.worker.memory  -                              default
+            resources.worker.gpu     -                              default
             resources.ps.cpu         -                              default
             resources.ps.memory      -                              default
+            resources.ps.gpu         -                              default
         "#]]
         .assert_eq(&resolved.explanation.to_string());
     }
@@ -278,13 +309,35 @@ mod tests {
                 registry_ca              -                              default
                 plain_http               -                              default
                 on_disconnect            stop                           default
+                namespace                -                              default
+                context                  -                              default
+                launcher                 jobs                           default
+                deadline                 1day                           default
+                keep_result              1h                             default
+                ttl                      10m                            default
+                join_timeout             10m                            default
+                schedule_timeout         5m                             default
+                node_selector            -                              default
+                tolerations              -                              default
+                spread                   true                           default
+                priority_class           -                              default
+                runtime_class            -                              default
+                labels                   -                              default
+                annotations              -                              default
+                image_pull_secrets       -                              default
+                volumes                  -                              default
+                service_account          -                              default
+                tmp_size                 256Mi                          default
                 runs                     /project/target/fairing/runs   default
                 cache                    /home/me/.cache/fairing/cache  default
+                detach                   false                          default
                 dry_run                  false                          default
                 resources.worker.cpu     2                              attribute
                 resources.worker.memory  -                              default
+                resources.worker.gpu     -                              default
                 resources.ps.cpu         -                              default
                 resources.ps.memory      512Mi                          attribute
+                resources.ps.gpu         -                              default
             "#]],
         );
         let file = "workers = 3\nseed = 4\ndata = '../shared'\nresources.worker.cpu = '500m'\n[resources.ps]\nmemory = '1GB'\ncpu = 1.5";
@@ -314,13 +367,35 @@ mod tests {
                 registry_ca              -                              default
                 plain_http               -                              default
                 on_disconnect            stop                           default
+                namespace                -                              default
+                context                  -                              default
+                launcher                 jobs                           default
+                deadline                 1day                           default
+                keep_result              1h                             default
+                ttl                      10m                            default
+                join_timeout             10m                            default
+                schedule_timeout         5m                             default
+                node_selector            -                              default
+                tolerations              -                              default
+                spread                   true                           default
+                priority_class           -                              default
+                runtime_class            -                              default
+                labels                   -                              default
+                annotations              -                              default
+                image_pull_secrets       -                              default
+                volumes                  -                              default
+                service_account          -                              default
+                tmp_size                 256Mi                          default
                 runs                     /project/target/fairing/runs   default
                 cache                    /home/me/.cache/fairing/cache  default
+                detach                   false                          default
                 dry_run                  false                          default
                 resources.worker.cpu     500m                           /project/Fairing.toml:4
                 resources.worker.memory  -                              default
+                resources.worker.gpu     -                              default
                 resources.ps.cpu         1500m                          /project/Fairing.toml:7
                 resources.ps.memory      1G                             /project/Fairing.toml:6
+                resources.ps.gpu         -                              default
             "#]],
         );
         let env = [
@@ -357,13 +432,35 @@ mod tests {
                 registry_ca              -                              default
                 plain_http               -                              default
                 on_disconnect            stop                           default
+                namespace                -                              default
+                context                  -                              default
+                launcher                 jobs                           default
+                deadline                 1day                           default
+                keep_result              1h                             default
+                ttl                      10m                            default
+                join_timeout             10m                            default
+                schedule_timeout         5m                             default
+                node_selector            -                              default
+                tolerations              -                              default
+                spread                   true                           default
+                priority_class           -                              default
+                runtime_class            -                              default
+                labels                   -                              default
+                annotations              -                              default
+                image_pull_secrets       -                              default
+                volumes                  -                              default
+                service_account          -                              default
+                tmp_size                 256Mi                          default
                 runs                     /project/target/fairing/runs   default
                 cache                    /home/me/.cache/fairing/cache  default
+                detach                   false                          default
                 dry_run                  false                          default
                 resources.worker.cpu     500m                           /project/Fairing.toml:4
                 resources.worker.memory  2Gi                            FAIRING_WORKER_MEMORY
+                resources.worker.gpu     -                              default
                 resources.ps.cpu         1500m                          /project/Fairing.toml:7
                 resources.ps.memory      1G                             /project/Fairing.toml:6
+                resources.ps.gpu         -                              default
             "#]],
         );
         let options = LaunchOptions::new()
@@ -385,44 +482,86 @@ mod tests {
             .registry_ca("ca.pem")
             .plain_http(["a:80", "b"])
             .on_disconnect(OnDisconnect::Stop)
+            .namespace("team-a")
+            .context("kind-kind")
+            .launcher(Renderer::JobSet)
+            .deadline(Duration::from_secs(7200))
+            .keep_result(Duration::from_secs(60))
+            .ttl(Duration::ZERO)
+            .join_timeout(Duration::from_secs(61))
+            .schedule_timeout(Duration::from_secs(62))
+            .node_selector(["disk=ssd"])
+            .tolerations(["a=b:NoSchedule", "*"])
+            .spread(false)
+            .priority_class("low")
+            .runtime_class("gvisor")
+            .labels(["team=vision", "a.b/c="])
+            .annotations(["note=any text, really"])
+            .image_pull_secrets(["login"])
+            .volumes(["pvc:datasets:/data:ro", "empty:10Gi:/scratch"])
+            .service_account("trainer")
+            .tmp_size("1Gi".parse().unwrap())
             .runs("/runs")
             .cache("layers")
+            .detach(false)
             .dry_run(true)
-            .worker_resources(Resources { cpu: Some("3".parse().unwrap()), memory: None })
-            .ps_resources(Resources { cpu: None, memory: Some("4Gi".parse().unwrap()) });
+            .worker_resources(Resources { cpu: Some("3".parse().unwrap()), memory: None, gpu: None })
+            .ps_resources(Resources { cpu: None, memory: Some("4Gi".parse().unwrap()), gpu: None });
         explained(
             file,
             &env,
             &options,
             expect![[r#"
-                workers                  6                        LaunchOptions
-                ps                       2                        LaunchOptions
-                mode                     async                    LaunchOptions
-                staleness                4                        LaunchOptions
-                rejoin                   1m 30s                   LaunchOptions
-                seed                     18446744073709551615     LaunchOptions
-                env                      C                        LaunchOptions
-                data                     /here/sets               LaunchOptions
-                target                   local                    LaunchOptions
-                repository               localhost:5000/a         LaunchOptions
-                image                    -                        default
-                base                     debian:12                LaunchOptions
-                dockerfile               -                        default
-                builder                  append                   LaunchOptions
-                link                     static                   LaunchOptions
-                architectures            arm64                    LaunchOptions
-                files                    labels.txt,words/en.txt  LaunchOptions
-                root_certificates        true                     LaunchOptions
-                registry_ca              /here/ca.pem             LaunchOptions
-                plain_http               a:80,b                   LaunchOptions
-                on_disconnect            stop                     LaunchOptions
-                runs                     /runs                    LaunchOptions
-                cache                    /here/layers             LaunchOptions
-                dry_run                  true                     LaunchOptions
-                resources.worker.cpu     3                        LaunchOptions
-                resources.worker.memory  2Gi                      FAIRING_WORKER_MEMORY
-                resources.ps.cpu         1500m                    /project/Fairing.toml:7
-                resources.ps.memory      4Gi                      LaunchOptions
+                workers                  6                                          LaunchOptions
+                ps                       2                                          LaunchOptions
+                mode                     async                                      LaunchOptions
+                staleness                4                                          LaunchOptions
+                rejoin                   1m 30s                                     LaunchOptions
+                seed                     18446744073709551615                       LaunchOptions
+                env                      C                                          LaunchOptions
+                data                     /here/sets                                 LaunchOptions
+                target                   local                                      LaunchOptions
+                repository               localhost:5000/a                           LaunchOptions
+                image                    -                                          default
+                base                     debian:12                                  LaunchOptions
+                dockerfile               -                                          default
+                builder                  append                                     LaunchOptions
+                link                     static                                     LaunchOptions
+                architectures            arm64                                      LaunchOptions
+                files                    labels.txt,words/en.txt                    LaunchOptions
+                root_certificates        true                                       LaunchOptions
+                registry_ca              /here/ca.pem                               LaunchOptions
+                plain_http               a:80,b                                     LaunchOptions
+                on_disconnect            stop                                       LaunchOptions
+                namespace                team-a                                     LaunchOptions
+                context                  kind-kind                                  LaunchOptions
+                launcher                 jobset                                     LaunchOptions
+                deadline                 2h                                         LaunchOptions
+                keep_result              1m                                         LaunchOptions
+                ttl                      0s                                         LaunchOptions
+                join_timeout             1m 1s                                      LaunchOptions
+                schedule_timeout         1m 2s                                      LaunchOptions
+                node_selector            disk=ssd                                   LaunchOptions
+                tolerations              a=b:NoSchedule,*                           LaunchOptions
+                spread                   false                                      LaunchOptions
+                priority_class           low                                        LaunchOptions
+                runtime_class            gvisor                                     LaunchOptions
+                labels                   a.b/c=,team=vision                         LaunchOptions
+                annotations              note=any text, really                      LaunchOptions
+                image_pull_secrets       login                                      LaunchOptions
+                volumes                  pvc:datasets:/data:ro,empty:10Gi:/scratch  LaunchOptions
+                service_account          trainer                                    LaunchOptions
+                tmp_size                 1Gi                                        LaunchOptions
+                runs                     /runs                                      LaunchOptions
+                cache                    /here/layers                               LaunchOptions
+                detach                   false                                      LaunchOptions
+                dry_run                  true                                       LaunchOptions
+                resources.worker.cpu     3                                          LaunchOptions
+                resources.worker.memory  2Gi                                        FAIRING_WORKER_MEMORY
+                resources.worker.gpu     -                                          default
+                resources.ps.cpu         1500m                                      /project/Fairing.toml:7
+                resources.ps.memory      4Gi                                        LaunchOptions
+                resources.ps.gpu         -                                          default
             "#]],
         );
     }
@@ -434,8 +573,8 @@ mod tests {
         assert_eq!((config.seed, config.env), (3, vec!["HF_HOME".to_owned()]));
         assert_eq!(config.data_dir, Some("/project/data".into()));
         assert_eq!(config.runs, PathBuf::from("/project/target/fairing/runs"));
-        assert_eq!(config.worker, Resources { cpu: Some("2".parse().unwrap()), memory: None });
-        assert_eq!(config.ps, Resources { cpu: None, memory: Some("512Mi".parse().unwrap()) });
+        assert_eq!(config.worker, Resources { cpu: Some("2".parse().unwrap()), memory: None, gpu: None });
+        assert_eq!(config.ps, Resources { cpu: None, memory: Some("512Mi".parse().unwrap()), gpu: None });
         assert_eq!(explanation.origin("workers"), Some(&Origin::Attribute));
         assert_eq!(explanation.origin("nothing"), None);
     }
@@ -443,8 +582,7 @@ mod tests {
     #[test]
     fn every_problem_of_every_layer_is_listed_at_once() {
         let file = "workers = 'two'\nwrokers = 2\nps = -1\nmode = 'asinc'\nrejoin = '30'\n[worker]\ncpu = 2\n[resources.ps]\nmemory = '1Gbb'\nmemroy = 1\n";
-        let env =
-            [("FAIRING_WORKER", "2"), ("FAIRING_SEED", "-1"), ("FAIRING_TARGET", "kubernetes"), ("FAIRING_X", "")];
+        let env = [("FAIRING_WORKER", "2"), ("FAIRING_SEED", "-1"), ("FAIRING_TARGET", "moon"), ("FAIRING_X", "")];
         let options = LaunchOptions::new().env(["A=1"]).rejoin(Duration::from_secs(3601)).runs("");
         refused(
             file,
@@ -463,7 +601,7 @@ mod tests {
                   unknown variable `FAIRING_WORKER`; did you mean `FAIRING_WORKERS`?
                   unknown variable `FAIRING_X`
                   FAIRING_SEED: `seed` is "-1"; expected a whole number from 0
-                  FAIRING_TARGET: `target` is "kubernetes"; expected "local" or "docker" (`kubernetes` comes with a later version)
+                  FAIRING_TARGET: `target` is "moon"; expected "local", "docker" or "kubernetes"
                   LaunchOptions: `rejoin` is 1h 1s; expected at most "1h"
                   LaunchOptions: `env` is ["A=1"]; expected for "A=1" the name alone, "A"; the value is that of the launcher
                   LaunchOptions: `runs` is ""; expected the path of a folder"#]],
@@ -490,7 +628,7 @@ mod tests {
             "env = ['A', 2]",
             "env = ['A', 'A']",
             "data = true",
-            "target = 'kubernetes'",
+            "target = true",
             "target = 'moon'",
             "repository = ''",
             "repository = 'team/name'",
@@ -513,8 +651,32 @@ mod tests {
             "registry_ca = false",
             "plain_http = ['http://a']",
             "on_disconnect = 'go on'",
+            "namespace = 'Team'",
+            "context = ''",
+            "launcher = 'tf-job'",
+            "deadline = '500ms'",
+            "keep_result = '8785h'",
+            "ttl = 600",
+            "join_timeout = '0s'",
+            "schedule_timeout = '1500ms'",
+            "node_selector = 'disk=ssd'",
+            "node_selector = ['disk=ssd', 'disk=hdd']",
+            "tolerations = ['a:noexecute']",
+            "spread = 'no'",
+            "priority_class = 'High'",
+            "runtime_class = 1",
+            "labels = ['fairing.dev/run=a']",
+            "annotations = ['note']",
+            "image_pull_secrets = ['_']",
+            "volumes = ['pvc:data']",
+            "volumes = ['pvc:a:/data', 'empty:1Gi:/data']",
+            "service_account = ''",
+            "tmp_size = '1'",
             "cache = []",
+            "detach = 'yes'",
             "dry_run = 'yes'",
+            "resources.worker.gpu = 'two'",
+            "resources.ps.gpu = -1",
             "resources.worker.memory = 1024",
             "resources.worker = 2",
             "resources = 2",
@@ -553,8 +715,8 @@ mod tests {
             /project/Fairing.toml:1: `env` is ["A", 2]; expected a list of names, such as ["HF_HOME"]
             /project/Fairing.toml:1: `env` is ["A", "A"]; expected "A" once
             /project/Fairing.toml:1: `data` is `true`; expected the path of a folder
-            /project/Fairing.toml:1: `target` is "kubernetes"; expected "local" or "docker" (`kubernetes` comes with a later version)
-            /project/Fairing.toml:1: `target` is "moon"; expected "local" or "docker"
+            /project/Fairing.toml:1: `target` is `true`; expected "local", "docker" or "kubernetes"
+            /project/Fairing.toml:1: `target` is "moon"; expected "local", "docker" or "kubernetes"
             /project/Fairing.toml:1: `repository` is ""; expected a host and a path, such as "registry.example/team/name"
             /project/Fairing.toml:1: `repository` is "team/name"; expected the host of the registry in front, such as "docker.io/team/name"
             /project/Fairing.toml:1: `repository` is "https://registry.example/a"; expected a host and a path, such as "registry.example/team/name", without `https://`
@@ -576,8 +738,32 @@ mod tests {
             /project/Fairing.toml:1: `registry_ca` is `false`; expected the path of a PEM file
             /project/Fairing.toml:1: `plain_http` is ["http://a"]; expected for "http://a" the host of a registry, such as "registry.example:5000", without `http://`
             /project/Fairing.toml:1: `on_disconnect` is "go on"; expected "stop" or "continue"
+            /project/Fairing.toml:1: `namespace` is "Team"; expected the name of a namespace, such as "team-a" (at most 63 of `a-z`, `0-9` and `-`)
+            /project/Fairing.toml:1: `context` is ""; expected the name of a context in the kubeconfig
+            /project/Fairing.toml:1: `launcher` is "tf-job"; expected "jobs", "jobset", "tfjob" or "auto"; did you mean "tfjob"?
+            /project/Fairing.toml:1: `deadline` is "500ms"; expected at least "1s"
+            /project/Fairing.toml:1: `keep_result` is "8785h"; expected at most "8784h", a year
+            /project/Fairing.toml:1: `ttl` is 600; expected a duration such as "30s" or "2m" (a unit is missing)
+            /project/Fairing.toml:1: `join_timeout` is "0s"; expected at least "1s"
+            /project/Fairing.toml:1: `schedule_timeout` is "1500ms"; expected whole seconds
+            /project/Fairing.toml:1: `node_selector` is "disk=ssd"; expected a list of labels of nodes, such as ["disk=ssd"]
+            /project/Fairing.toml:1: `node_selector` is ["disk=ssd", "disk=hdd"]; expected `disk` once
+            /project/Fairing.toml:1: `tolerations` is ["a:noexecute"]; expected for "a:noexecute" as its effect "NoSchedule", "PreferNoSchedule" or "NoExecute"; did you mean "NoExecute"?
+            /project/Fairing.toml:1: `spread` is "no"; expected `true` or `false`
+            /project/Fairing.toml:1: `priority_class` is "High"; expected the name of an object in the cluster, such as "data-1" (at most 253 of `a-z`, `0-9`, `-` and `.`)
+            /project/Fairing.toml:1: `runtime_class` is 1; expected the name of an object in the cluster, such as "data-1" (at most 253 of `a-z`, `0-9`, `-` and `.`)
+            /project/Fairing.toml:1: `labels` is ["fairing.dev/run=a"]; expected for "fairing.dev/run=a" a key of your own (`fairing.dev/` and `app.kubernetes.io/managed-by` are fairing's)
+            /project/Fairing.toml:1: `annotations` is ["note"]; expected for "note" an annotation, such as "example.org/note=text"
+            /project/Fairing.toml:1: `image_pull_secrets` is ["_"]; expected for "_" the name of an object in the cluster, such as "data-1" (at most 253 of `a-z`, `0-9`, `-` and `.`)
+            /project/Fairing.toml:1: `volumes` is ["pvc:data"]; expected for "pvc:data" its source and path too, such as "pvc:datasets:/data:ro", "secret:token:/etc/token", "configmap:words:/etc/words" or "empty:10Gi:/scratch"
+            /project/Fairing.toml:1: `volumes` is ["pvc:a:/data", "empty:1Gi:/data"]; expected one volume at `/data`
+            /project/Fairing.toml:1: `service_account` is ""; expected the name of an object in the cluster, such as "data-1" (at most 253 of `a-z`, `0-9`, `-` and `.`)
+            /project/Fairing.toml:1: `tmp_size` is "1"; expected a size such as "512Mi" or "2GB" (a unit is missing)
             /project/Fairing.toml:1: `cache` is []; expected the path of a folder
+            /project/Fairing.toml:1: `detach` is "yes"; expected `true` or `false`
             /project/Fairing.toml:1: `dry_run` is "yes"; expected `true` or `false`
+            /project/Fairing.toml:1: `resources.worker.gpu` is "two"; expected a number of GPUs such as 1, or with the resource's name "amd.com/gpu=1"
+            /project/Fairing.toml:1: `resources.ps.gpu` is -1; expected a number of GPUs such as 1, or with the resource's name "amd.com/gpu=1"
             /project/Fairing.toml:1: `resources.worker.memory` is 1024; expected a size such as "512Mi" or "2GB" (a unit is missing)
             /project/Fairing.toml:1: `resources.worker` is 2; expected a table
             /project/Fairing.toml:1: `resources` is 2; expected a table
@@ -846,6 +1032,85 @@ mod tests {
                 assert!(!cfg!(feature = "docker") && error.to_string().contains("feature `docker`"), "{error}")
             }
         }
+    }
+
+    /// What clusters have to do with, with the place of each, or what is wrong.
+    #[cfg(feature = "kubernetes")]
+    #[track_caller]
+    fn clusters(cases: &[Case<'_>], expected: Expect) {
+        let keys = ["ps", "rejoin", "target", "on_disconnect", "repository", "image", "detach", "resources.worker.gpu"];
+        let line = |(attribute, file, env): &Case<'_>| {
+            let text = match resolve(attribute, file, env, &LaunchOptions::new()) {
+                Ok(resolved) => {
+                    let rows = resolved.explanation.rows().iter();
+                    let rows = rows.filter(|row| keys.contains(&row.key) && row.value != "-");
+                    rows.map(|row| format!("{} {} ({})", row.key, row.value, row.origin)).collect::<Vec<_>>().join("; ")
+                }
+                Err(error) => error.to_string().replace("invalid configuration: ", ""),
+            };
+            text.replace("/project/", "") + "\n"
+        };
+        expected.assert_eq(&cases.iter().map(line).collect::<String>());
+    }
+
+    #[cfg(feature = "kubernetes")]
+    #[test]
+    fn a_cluster_needs_an_image_and_has_defaults_of_its_own() {
+        let cluster = Attribute { target: Some("kubernetes"), repository: Some("a.b/c"), ..Attribute::NONE };
+        let bare = Attribute { repository: None, ..cluster };
+        clusters(
+            &[
+                (cluster, "", &[]),
+                (cluster, "rejoin = '0s'\non_disconnect = 'continue'", &[("FAIRING_DETACH", "1")]),
+                (cluster, "ps = 0", &[("FAIRING_WORKER_GPU", "2")]),
+                (bare, "image = 'a.b/c:1'", &[]),
+                (bare, "", &[]),
+                (bare, "on_disconnect = 'stop'\nwrokers = 2", &[("FAIRING_TTL", "1")]),
+                (Attribute::NONE, "repository = 'c'", &[("FAIRING_TARGET", "kubernetes")]),
+                (Attribute::NONE, "image = ''", &[("FAIRING_TARGET", "kubernetes")]),
+                (cluster, "resources.worker.gpu = 1", &[("FAIRING_TARGET", "docker"), ("FAIRING_DETACH", "1")]),
+                (
+                    Attribute { worker_gpu: Some("1"), ..cluster },
+                    "",
+                    &[("FAIRING_TARGET", "local"), ("FAIRING_WORKER_GPU", "0")],
+                ),
+            ],
+            expect![[r#"
+                ps 1 (default); rejoin 5m (default); target kubernetes (attribute); repository a.b/c (attribute); on_disconnect continue (default); detach false (default)
+                ps 1 (default); rejoin 0s (Fairing.toml:1); target kubernetes (attribute); repository a.b/c (attribute); on_disconnect continue (Fairing.toml:2); detach true (FAIRING_DETACH)
+                ps 0 (Fairing.toml:1); rejoin 0s (default); target kubernetes (attribute); repository a.b/c (attribute); on_disconnect continue (default); detach false (default); resources.worker.gpu nvidia.com/gpu=2 (FAIRING_WORKER_GPU)
+                ps 1 (default); rejoin 5m (default); target kubernetes (attribute); image a.b/c:1 (Fairing.toml:1); on_disconnect continue (default); detach false (default)
+                attribute: `target = "kubernetes"` needs a `repository` that the cluster pulls from, such as "registry.example/team/name" (set FAIRING_REPOSITORY), or a finished `image`
+                invalid configuration, 4 problems:
+                  attribute: `target = "kubernetes"` needs a `repository` that the cluster pulls from, such as "registry.example/team/name" (set FAIRING_REPOSITORY), or a finished `image`
+                  Fairing.toml:1: `on_disconnect = "stop"` has no meaning with `target = "kubernetes"`, where a run goes on without its launcher; leave it out (`target` is set by attribute)
+                  Fairing.toml:2: unknown key `wrokers`; did you mean `workers`?
+                  FAIRING_TTL: `ttl` is "1"; expected a duration such as "30s" or "2m" (a unit is missing)
+                Fairing.toml:1: `repository` is "c"; expected a host and a path, such as "registry.example/team/name"
+                Fairing.toml:1: `image` is ""; expected the name of an image, such as "debian:12"
+                invalid configuration, 2 problems:
+                  Fairing.toml:1: `resources.worker.gpu` needs `target = "kubernetes"`; it has no meaning with `target = "docker"` (`target` is set by FAIRING_TARGET)
+                  FAIRING_DETACH: `detach` needs `target = "kubernetes"`; it has no meaning with `target = "docker"` (`target` is set by FAIRING_TARGET)
+                ps 1 (default); rejoin 0s (default); target local (FAIRING_TARGET); repository a.b/c (attribute); on_disconnect stop (default); detach false (default)
+            "#]],
+        );
+    }
+
+    #[cfg(feature = "kubernetes")]
+    #[test]
+    fn closures_reach_the_configuration() {
+        use crate::topology::Role;
+        use k8s_openapi::api::core::v1::PodTemplateSpec;
+
+        let options = LaunchOptions::new().pod(|role, pod: &mut PodTemplateSpec| {
+            pod.metadata.get_or_insert_default().name = Some(role.to_string());
+        });
+        assert_eq!(options, options.clone());
+        assert_ne!(options, LaunchOptions::new().pod(|_, _| {}));
+        let config = resolve(&Attribute::NONE, "", &[], &options).unwrap().config;
+        let mut pod = PodTemplateSpec::default();
+        config.kubernetes.pod.apply(Role::Ps, &mut pod);
+        assert_eq!(pod.metadata.unwrap().name.as_deref(), Some("ps"));
     }
 
     #[test]

@@ -3,15 +3,17 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::grammar;
+use super::{Gpu, grammar};
 
 /// What one replica of a role asks for; `None` leaves it to the target.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Resources {
     /// Processor time, default: the target's choice (local: the cores are divided among the workers).
     pub cpu: Option<Cpu>,
     /// Main memory, default: the target's choice (local: no limit).
     pub memory: Option<Memory>,
+    /// GPUs, default none. On a cluster only.
+    pub gpu: Option<Gpu>,
 }
 
 /// Processor time in thousandths of a core, at least one.
@@ -44,7 +46,8 @@ pub struct Cpu(u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Memory(u64);
 
-/// A text that is no amount of processor time or memory. Returned by the `parse` of [`Cpu`] and [`Memory`].
+/// A text that is no amount of processor time, memory or GPUs. Returned by the `parse` of [`Cpu`], [`Memory`] and
+/// [`Gpu`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` cannot be read; expected {expected}")]
 pub struct UnitError {
@@ -70,7 +73,7 @@ impl FromStr for Cpu {
     type Err = UnitError;
 
     fn from_str(text: &str) -> Result<Self, UnitError> {
-        grammar::millicores(text).map(Self).map_err(|expected| UnitError { text: text.to_owned(), expected })
+        grammar::millicores(text).map(Self).map_err(|expected| UnitError::new(text, expected))
     }
 }
 
@@ -78,11 +81,15 @@ impl FromStr for Memory {
     type Err = UnitError;
 
     fn from_str(text: &str) -> Result<Self, UnitError> {
-        grammar::bytes(text).map(Self).map_err(|expected| UnitError { text: text.to_owned(), expected })
+        grammar::bytes(text).map(Self).map_err(|expected| UnitError::new(text, expected))
     }
 }
 
 impl UnitError {
+    pub(super) fn new(text: &str, expected: String) -> Self {
+        Self { text: text.to_owned(), expected }
+    }
+
     /// What would have been right, without what was found.
     pub(crate) fn expected(self) -> String {
         self.expected

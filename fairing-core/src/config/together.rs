@@ -1,8 +1,9 @@
 //! Settings that mean something only beside others: which entry won for each key, and what does not go together.
 
 use super::keys::KEYS;
+use super::kubernetes::REJOIN;
 use super::raw::Entry;
-use super::{Builder, Config, Link, OnDisconnect, Origin, Problem, Target, grammar};
+use super::{Builder, Config, Link, OnDisconnect, Origin, Problem, Target, cluster, grammar};
 use crate::topology::Mode;
 
 /// The settings that say what the image is made of: a layer has one of them at most.
@@ -24,6 +25,10 @@ const REPLACED: [(&str, &[&str]); 9] = [
 /// Why several architectures cannot stand without a repository. Only the program's start knows it: any layer may name one.
 const ARCHITECTURES_WITHOUT_REPOSITORY: &str =
     "several `architectures` need a `repository`, since an engine takes the image of one from its launcher";
+
+/// Why a cluster cannot do without a repository. Only the program's start knows it: any layer may name one.
+const NEEDS_REPOSITORY: &str = "`target = \"kubernetes\"` needs a `repository` that the cluster pulls from, such as \
+                                \"registry.example/team/name\" (set FAIRING_REPOSITORY), or a finished `image`";
 
 /// The entry that won for each key, among those of all layers in their order.
 #[derive(Debug)]
@@ -55,8 +60,17 @@ impl<'a> Winners<'a> {
         place.map_or(Origin::Default, |place| self.entries[place].origin.clone())
     }
 
-    /// Sets what follows from what the user wrote: a Dockerfile is for the engine.
+    /// Sets what follows from what the user wrote: a Dockerfile is for the engine, and a run on a cluster goes on without its
+    /// launcher and without a pod that is taken away.
     pub(super) fn imply(&self, config: &mut Config) {
+        if config.target == Target::Kubernetes {
+            if self.place("on_disconnect").is_none() {
+                config.on_disconnect = OnDisconnect::Continue;
+            }
+            if self.place("rejoin").is_none() && !config.topology.is_serverless() {
+                config.rejoin = REJOIN;
+            }
+        }
         if config.image.dockerfile.is_some() && self.standing("builder").is_none() {
             config.image.builder = Builder::Docker;
         }
@@ -102,8 +116,36 @@ impl<'a> Winners<'a> {
             clash("rejoin", "ps", grammar::REJOIN_WITHOUT_SERVER.to_owned());
         }
         self.image_problems(config, &mut clash);
-        if config.on_disconnect == OnDisconnect::Continue {
-            clash("on_disconnect", "target", grammar::continue_needs_kubernetes(&config.target.to_string()));
+        match (config.target, config.on_disconnect) {
+            (Target::Kubernetes, OnDisconnect::Stop) => {
+                clash("on_disconnect", "target", cluster::STOP_ON_CLUSTER.to_owned());
+            }
+            (Target::Local | Target::Docker, OnDisconnect::Continue) => {
+                clash("on_disconnect", "target", grammar::continue_needs_kubernetes(&config.target.to_string()));
+            }
+            _ => {}
+        }
+        if config.target != Target::Kubernetes {
+            let on_clusters = [
+                ("detach", config.kubernetes.detach),
+                ("resources.worker.gpu", config.worker.gpu.is_some()),
+                ("resources.ps.gpu", config.ps.gpu.is_some()),
+            ];
+            for (key, _) in on_clusters.into_iter().filter(|(_, is_set)| *is_set) {
+                clash(
+                    key,
+                    "target",
+                    format!(
+                        "`{key}` needs `target = \"kubernetes\"`; it has no meaning with `target = \"{}\"`",
+                        config.target
+                    ),
+                );
+            }
+        } else if !["repository", "image"].into_iter().any(&is_broken)
+            && config.image.repository.is_none()
+            && config.image.finished.is_none()
+        {
+            clash("target", "target", NEEDS_REPOSITORY.to_owned());
         }
         problems
     }
@@ -142,7 +184,7 @@ impl<'a> Winners<'a> {
         } else if has_several && image.builder == Builder::Docker {
             let cause = if self.standing("builder").is_some() { "builder" } else { "dockerfile" };
             clash("architectures", cause, grammar::ARCHITECTURES_WITH_DOCKER.to_owned());
-        } else if has_several && image.repository.is_none() && config.target != Target::Local {
+        } else if has_several && image.repository.is_none() && config.target == Target::Docker {
             clash("architectures", "target", ARCHITECTURES_WITHOUT_REPOSITORY.to_owned());
         }
     }

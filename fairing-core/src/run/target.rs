@@ -69,6 +69,7 @@ impl Prepared {
                 let _ = (manifest, program, view);
                 Err(RunError::MissingFeature { target, feature: "docker" })
             }
+            target @ Kind::Kubernetes => Err(RunError::MissingFeature { target, feature: "kubernetes" }),
         }
     }
 

@@ -4,7 +4,7 @@ use fairing_core::prelude::*;
 mod model;
 use model::Point;
 
-#[distributed_training(target = "kubernetes")]
+#[distributed_training(target = "kubernetes", on_disconnect = "stop")]
 #[derive(Serialize, Deserialize)]
 struct Job {
     epochs: usize,

@@ -1,0 +1,1 @@
+../../fairing-core/src/config/cluster.rs
