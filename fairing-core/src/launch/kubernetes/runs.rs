@@ -82,7 +82,9 @@ impl Cluster {
     /// What it takes to attach to the run `name`; `None` if there is none.
     pub(crate) fn attachment(&self, name: &str) -> Result<Option<Attachment>, ClusterError> {
         self.reactor().wait(async {
-            let Some((run, owner, resource)) = owners(self, Some(name)).await?.into_iter().next() else { return Ok(None) };
+            let Some((run, owner, resource)) = owners(self, Some(name)).await?.into_iter().next() else {
+                return Ok(None);
+            };
             let note = manifest::note(&owner).ok_or_else(|| ClusterError::Refused {
                 action: format!("attach to the run `{name}`"),
                 reason: "another version of fairing launched it".to_owned(),
@@ -177,7 +179,8 @@ async fn owners(
             let annotations = owner.annotations();
             let text = |key: &str| annotations.get(key).cloned();
             // Of the Jobs of a run only one is its owner.
-            let (Some(type_name), Some(name)) = (text(manifest::TYPE_ANNOTATION), owner.labels().get(RUN_LABEL).cloned())
+            let (Some(type_name), Some(name)) =
+                (text(manifest::TYPE_ANNOTATION), owner.labels().get(RUN_LABEL).cloned())
             else {
                 continue;
             };

@@ -52,3 +52,27 @@ pub(crate) fn rank_of(_: &Pod) -> Option<u32> {
 pub(crate) fn fails_the_job(_: i32) -> bool {
     false
 }
+
+pub(crate) const RANK_LABEL: &str = "fairing.dev/rank";
+pub(crate) const MANAGER_LABEL: (&str, &str) = ("app.kubernetes.io/managed-by", "fairing");
+pub(crate) const TYPE_ANNOTATION: &str = "fairing.dev/type";
+pub(crate) const USER_ANNOTATION: &str = "fairing.dev/user";
+pub(crate) const VALUE_ANNOTATION: &str = "fairing.dev/value-sha256";
+pub(crate) const IDENTITY_KEY: &str = "identity";
+pub(crate) struct Note {
+    pub(crate) placements: Vec<crate::topology::Placement>,
+    pub(crate) following: Following,
+    pub(crate) extension: String,
+}
+pub(crate) fn note(_: &kube::api::DynamicObject) -> Option<Note> {
+    None
+}
+pub(crate) fn caller_secret(run: &str) -> String {
+    format!("{run}-caller")
+}
+pub(crate) fn owner_kinds() -> Vec<ApiResource> {
+    Vec::new()
+}
+pub(crate) fn companions(_: &str) -> Vec<Named> {
+    Vec::new()
+}
