@@ -43,6 +43,7 @@ pub fn attach(run: &str) -> Result<Run, RunError> {
         variables: Vec::new(),
         value: Vec::new(),
         identities: Vec::new(),
+        caller: Vec::new(),
     };
     let (messages, received) = sync_channel(watch::QUEUE);
     let seed = plan.placements[0].seed;
