@@ -41,6 +41,8 @@ pub struct LaunchPlan {
     pub value: Vec<u8>,
     /// What each replica gets besides, in the order of the placements and by as private a channel; empty where it needs none.
     pub identities: Vec<Vec<u8>>,
+    /// What its caller proves with who it is, for those who come later from elsewhere; empty where nobody can.
+    pub caller: Vec<u8>,
 }
 
 impl fmt::Debug for LaunchPlan {

@@ -268,7 +268,8 @@ pub(crate) fn start<T: DistributedTraining>(value: &T, options: &LaunchOptions) 
         let (run, variables) = (DRY_RUN.to_owned(), forwarded(&config));
         // Identities are issued for a run that will be.
         let identities = vec![Vec::new(); placements.len()];
-        print(&target.describe(&LaunchPlan { run, placements, program, variables, value: payload, identities }));
+        let (value, caller) = (payload, Vec::new());
+        print(&target.describe(&LaunchPlan { run, placements, program, variables, value, identities, caller }));
         ExitCode::Success.exit();
     }
     let name = run_name(type_name, started.1);
@@ -280,7 +281,8 @@ pub(crate) fn start<T: DistributedTraining>(value: &T, options: &LaunchOptions) 
     let placements = placements(&name, &config, &site, &servers);
     let (identities, identity) = identities(&name, &placements, is_remote)?;
     let (run, variables) = (name.clone(), forwarded(&config));
-    let plan = LaunchPlan { run, placements, program, variables, value: payload, identities };
+    let caller = identity.as_ref().map(Identity::to_bytes).unwrap_or_default();
+    let plan = LaunchPlan { run, placements, program, variables, value: payload, identities, caller };
     let (messages, received) = sync_channel(watch::QUEUE);
     let watch = watch::Watch {
         plan,

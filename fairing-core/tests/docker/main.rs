@@ -278,6 +278,7 @@ impl Run {
             variables: vec![],
             value: payload,
             identities: topology.replicas().map(|replica| replica.file_name().into()).collect(),
+            caller: Vec::new(),
         };
         let (sender, events) = mpsc::sync_channel(64);
         let launched = Box::new(launcher).launch(&plan, sender.clone())?;
