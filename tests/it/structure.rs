@@ -30,20 +30,7 @@ const ARROWS: [(&str, &[&str]); 18] = [
     ("relay", &["config::Env", "config::ProcessEnv", "exit"]),
     ("registry", &["config::Env", "image"]),
     ("protocol", &["observe", "secure", "topology"]),
-    (
-        "launch",
-        &[
-            "config",
-            "exit",
-            "image",
-            "lifeline",
-            "observe",
-            "reactor",
-            "registry::Login",
-            "relay",
-            "topology",
-        ],
-    ),
+    ("launch", &["config", "exit", "image", "lifeline", "observe", "reactor", "registry::Login", "relay", "topology"]),
     ("runtime", &["config::Env", "config::ProcessEnv", "observe", "protocol", "topology"]),
     (
         "run",

@@ -150,6 +150,9 @@ fn the_role_has_what_a_launch_takes() {
         .map(|format| role(&scene(format, LaunchOptions::new())))
         .join("---\n");
     expect_file!["snapshots/roles.yaml"].assert_eq(&text);
+    // What the documentation tells people to ask for is what a launch takes.
+    let documented = role(&scene(Format::Jobs, LaunchOptions::new()));
+    assert!(include_str!("../../../../../README.md").contains(&documented), "{documented}");
 }
 
 #[test]

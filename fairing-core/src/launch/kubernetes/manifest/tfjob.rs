@@ -57,7 +57,8 @@ struct ReplicaSpec {
 
 pub(super) fn objects(scene: &Scene, plan: &LaunchPlan) -> Objects {
     let topology = plan.placements[0].topology;
-    let restarts = !pod::of_role(plan, Role::Worker).rejoin.is_zero();
+    let placement = pod::of_role(plan, Role::Worker);
+    let restarts = !placement.rejoin.is_zero();
     let replicas = |role: Role| match role {
         // What a server knows is lost with it.
         Role::Ps => ("PS", topology.ps, "Never"),
@@ -88,10 +89,12 @@ pub(super) fn objects(scene: &Scene, plan: &LaunchPlan) -> Objects {
                 // of its own requests, so that a busy API server could end a run. The coordinator bounds the returns.
                 suspend: false,
             },
-            success_policy: "AllWorkers",
-            // Without it a pod that is being deleted counts as failed, and the TFJob fails before the pod's successor comes.
-            // What it changes besides is TF_CONFIG, which these replicas do not read.
-            enable_dynamic_worker: restarts,
+            // The default: the end of worker 0, which the coordinator releases last, is the end of the TFJob. `AllWorkers` would
+            // wait until the deadline for one that is lost.
+            success_policy: "",
+            // Without it a pod that is being deleted counts as failed, and the TFJob fails before the pod's successor comes, or
+            // where the others get on without it. What it changes besides is TF_CONFIG, which these replicas do not read.
+            enable_dynamic_worker: restarts || !placement.mode.is_sync(),
             tf_replica_specs: specs.collect(),
         },
     };
