@@ -250,6 +250,7 @@ fn plan(launcher: &LocalLauncher, topology: Topology, behaviour: &str) -> Launch
         variables: vec![("RUST_BACKTRACE".into(), "0".into())],
         value: Vec::new(),
         identities: topology.replicas().map(|replica| replica.file_name().into()).collect(),
+        caller: Vec::new(),
     }
 }
 

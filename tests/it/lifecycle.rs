@@ -313,7 +313,7 @@ const LOPSIDED: Law = Law {
 fn full_disk_is_told_with_the_file_after_training_to_the_end() {
     // The short training leaves no room for both forms of its model, the long one fills the disk with metrics. How much of
     // them waits in memory, and so which file is the first that does not fit, depends on time.
-    for (kilobytes, epochs, file) in [(20, 3, "/model."), (8, 30, "/runs/Law-")] {
+    for (kilobytes, epochs, file) in [(20, 3, "/model."), (8, 30, "/runs/law-")] {
         let law = Law { epochs, ..LOPSIDED };
         let Some(program) = Program::law(&law, 2, 1).with_disk_of(kilobytes) else { return };
         let ended = program.run().code(1).nothing_left();

@@ -41,7 +41,7 @@ pub struct LaunchPlan {
     pub value: Vec<u8>,
     /// What each replica gets besides, in the order of the placements and by as private a channel; empty where it needs none.
     pub identities: Vec<Vec<u8>>,
-    /// With what a caller proves who it is, kept with a run that others can attach to; empty where nobody can.
+    /// What its caller proves with who it is, for those who come later from elsewhere; empty where nobody can.
     pub caller: Vec<u8>,
 }
 

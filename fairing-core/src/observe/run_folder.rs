@@ -26,8 +26,9 @@ use crate::topology::Replica;
 /// A name that is taken gets another suffix; a free one is found at once unless something is very wrong.
 const SUFFIXES_TRIED: usize = 16;
 
-/// Longest part of a folder's name that comes from the run's name; file systems allow 255 bytes in all.
-const NAME_LENGTH: usize = 100;
+/// Longest part of a run's name that comes from the type. The name of a pod has 63 characters, of which the run's has 44, with a
+/// second suffix too (18 + 21 + 5), and 19 are for what a cluster puts behind it: `-worker-0-999-abcde`.
+const NAME_LENGTH: usize = 18;
 
 /// The file name extension of the model in the form that programs in other languages read.
 pub(super) const SAFETENSORS: &str = "safetensors";
@@ -63,6 +64,8 @@ pub enum RunFolderError {
 }
 
 /// The name of a run of `job` that starts `now`: other runs have others, but for one in 65536 of the same second.
+///
+/// A DNS label that starts with a letter, whatever `job` is: one name for the run's folder and for what it has on a cluster.
 pub fn run_name(job: &str, now: SystemTime) -> String {
     format!("{}-{}-{}", file_name(job), stamp(now), suffix())
 }
@@ -213,11 +216,28 @@ fn link_latest(runs: &Path, folder: &str) -> io::Result<()> {
     })
 }
 
-/// A name that is one plain path component everywhere.
+/// `FashionMnist` as `fashion-mnist`: lower case letters, digits and single `-`, a letter first and no `-` last.
 fn file_name(name: &str) -> String {
-    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' };
-    let name: String = name.chars().take(NAME_LENGTH).map(plain).collect();
-    if name.is_empty() { "run".to_owned() } else { name }
+    let mut words = String::new();
+    let mut before = None;
+    for (index, c) in name.char_indices() {
+        let next = name[index..].chars().nth(1);
+        // A word begins with a capital behind a small letter, or in front of one: `HTTPServer` is two words.
+        let begins = c.is_ascii_uppercase()
+            && before.is_some_and(|before: char| {
+                !before.is_ascii_uppercase() || next.is_some_and(|next| next.is_ascii_lowercase())
+            });
+        if (begins || !c.is_ascii_alphanumeric()) && !words.is_empty() && !words.ends_with('-') {
+            words.push('-');
+        }
+        if c.is_ascii_alphabetic() || (c.is_ascii_digit() && !words.is_empty()) {
+            words.push(c.to_ascii_lowercase());
+        }
+        before = Some(c);
+    }
+    words.truncate(NAME_LENGTH);
+    let words = words.trim_end_matches('-');
+    if words.is_empty() { "run".to_owned() } else { words.to_owned() }
 }
 
 /// `20260102-030405`, UTC.
@@ -292,7 +312,7 @@ mod tests {
         let folder = RunFolder::create(&runs.path().join("a/b"), &run_name("../Fashion Mnist", now())).unwrap();
         let name = folder.path().file_name().unwrap().to_str().unwrap();
         let (stem, suffix) = name.rsplit_once('-').unwrap();
-        assert_eq!(stem, "---Fashion-Mnist-20260102-030405");
+        assert_eq!(stem, "fashion-mnist-20260102-030405");
         assert!(suffix.len() == 4 && suffix.bytes().all(|byte| byte.is_ascii_hexdigit()));
         assert_eq!(names(folder.path()), ["logs"]);
         assert_eq!(folder.log(Replica::ps(1)), folder.path().join("logs/ps-1.log"));
@@ -307,6 +327,36 @@ mod tests {
         let second = RunFolder::create(runs.path(), &name).unwrap();
         let second = second.path().file_name().unwrap().to_str().unwrap();
         assert!(second.len() == name.len() + 5 && second.starts_with(&name), "{second}");
+    }
+
+    #[test]
+    fn a_type_gives_its_runs_a_name() {
+        for (job, expected) in [
+            ("FashionMnist", "fashion-mnist"),
+            ("Line", "line"),
+            ("MyHTTPServer2", "my-http-server2"),
+            ("snake_case_job", "snake-case-job"),
+            ("_Private", "private"),
+            ("_9Lives", "lives"),
+            ("Größe", "gr-e"),
+            ("模型", "run"),
+            ("", "run"),
+            ("ANameThatIsLongerThanItMayBe", "a-name-that-is-lon"),
+            ("ANameThatIsLongBy", "a-name-that-is-lon"),
+            ("SeventeenLettersXx", "seventeen-letters"),
+        ] {
+            assert_eq!(file_name(job), expected, "{job}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn every_run_is_called_by_a_dns_label(job in "\\PC{0,120}|[A-Za-z_0-9]{0,120}") {
+            let name = run_name(&job, now());
+            assert!(name.len() <= 39 && name.starts_with(|c: char| c.is_ascii_lowercase()), "{name}");
+            assert!(name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'), "{name}");
+            assert!(!name.contains("--"), "{name}");
+        }
     }
 
     #[test]

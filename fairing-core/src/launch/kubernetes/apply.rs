@@ -50,7 +50,11 @@ pub(super) async fn apply(cluster: &Cluster, objects: &Objects) -> Result<Applie
         async move { apply_one(cluster, manifest, &object).await }
     });
     try_join_all(rest).await?;
-    let released = apply_one(cluster, &objects.released, &objects.released.object).await?;
+    let mut released = objects.released.object.clone();
+    // Applying creates what is not there. An owner that the cluster has removed meanwhile, with all that it owned, is not to
+    // come back alone: an object that is named by its id is the one that there was, or a conflict.
+    released["metadata"]["uid"] = owner.uid().into();
+    let released = apply_one(cluster, &objects.released, &released).await?;
     if has_ended(&released) {
         // The time to launch is over, and the cluster is about to remove what there is.
         return Err(ClusterError::Refused {

@@ -1,0 +1,49 @@
+//! What a launch and those who follow it do in the namespace, as rules of a Role.
+
+use k8s_openapi::api::rbac::v1::{PolicyRule, Role};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use super::{Format, Scene, yaml};
+
+/// Server-side apply is a `patch` that may `create`. What was applied is looked at and deleted again.
+const APPLIED: [&str; 4] = ["create", "delete", "get", "patch"];
+
+pub(super) fn rules(format: Format) -> Vec<PolicyRule> {
+    let rule = |group: &str, resources: &[&str], verbs: &[&str]| {
+        let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        PolicyRule {
+            api_groups: Some(vec![group.to_owned()]),
+            resources: Some(owned(resources)),
+            verbs: owned(verbs),
+            ..PolicyRule::default()
+        }
+    };
+    // Runs are found by listing their owners, and followed by watching.
+    let owned = [&APPLIED[..], &["list", "watch"]].concat();
+    let applied: &[&str] = if format == Format::Jobs { &["secrets", "services"] } else { &["secrets"] };
+    let mut rules = vec![
+        rule("batch", &["jobs"], &owned),
+        rule("", applied, &APPLIED),
+        // One request ends all pods of a run.
+        rule("", &["pods"], &["delete", "deletecollection", "get", "list", "watch"]),
+        rule("", &["pods/log"], &["get"]),
+        // Which of the two verbs a port-forward takes depends on the version of the cluster.
+        rule("", &["pods/portforward"], &["create", "get"]),
+        rule("", &["events"], &["list", "watch"]),
+    ];
+    match format {
+        Format::Jobs => {}
+        Format::JobSet => rules.push(rule("jobset.x-k8s.io", &["jobsets"], &owned)),
+        Format::TfJob => rules.push(rule("kubeflow.org", &["tfjobs"], &owned)),
+    }
+    rules
+}
+
+/// The Role as YAML, to be given to a user of the namespace.
+pub(crate) fn role(scene: &Scene) -> String {
+    yaml(&Role {
+        metadata: ObjectMeta { name: Some("fairing".to_owned()), ..ObjectMeta::default() },
+        rules: Some(rules(scene.format)),
+        ..Role::default()
+    })
+}
