@@ -46,7 +46,9 @@ command_of() {
         command=("$bin/kube-controller-manager" --kubeconfig="$users/kube-controller-manager"
             --bind-address=127.0.0.1 --leader-elect=false --use-service-account-credentials=true
             --service-account-private-key-file="$pki/service-accounts.key" --root-ca-file="$pki/ca.crt"
-            --cluster-cidr=10.244.0.0/16 --allocate-node-cidrs=true)
+            --cluster-cidr=10.244.0.0/16 --allocate-node-cidrs=true
+            # It asks a hundred things when it starts, and its own limit would hold them back for four seconds.
+            --kube-api-qps=200 --kube-api-burst=400)
         ;;
     kube-scheduler)
         command=("$bin/kube-scheduler" --kubeconfig="$users/kube-scheduler" --bind-address=127.0.0.1 --leader-elect=false)
@@ -84,8 +86,9 @@ command_of() {
             --webhook-server-port=9444 --health-probe-bind-address=127.0.0.1:8082 --metrics-bind-address=0)
         ;;
     kwok)
-        command=("$bin/kwok" --kubeconfig="$users/kwok" --manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake
-            --server-address=127.0.0.1:10247)
+        # It asks for lists as watches, which need a newer etcd than Debian 12 has.
+        command=(env KUBE_FEATURE_WatchListClient=false "$bin/kwok" --kubeconfig="$users/kwok" --config="$bin/kwok.yaml" --manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake
+            --node-lease-duration-seconds=40 --server-address=127.0.0.1:10247)
         ;;
     *)
         echo "unknown part: $1 (known: ${all_parts[*]})" >&2
@@ -196,18 +199,24 @@ await_service() {
     await "$1" "it serves" serves "$1"
 }
 
-# What an operator needs in the cluster before it starts.
-prepare_operator() {
+# What an operator needs before it starts; nothing for other parts.
+prepare() {
     local namespace secret
     case $1 in
     jobset) namespace=jobset-system secret=jobset-webhook-server-cert ;;
     tfjob) namespace=kubeflow secret=training-operator-webhook-cert ;;
+    kwok) ;;
     *) return 0 ;;
     esac
     if [[ ! -e $TEST_CLUSTER/bin/$1 ]]; then
         echo "$1 was not there when this cluster was started: tests/cluster/build $1" >&2
         return 1
     fi
+    operator_secrets "$1" >>"$(log_of "$1")" 2>&1 || {
+        complain "$1" "no certificates for $1"
+        return 1
+    }
+    [[ $1 != kwok ]] || return 0
     {
         as_admin apply --server-side --force-conflicts -f "$TEST_CLUSTER/bin/$1.yaml" &&
             # Certificates as the operator would mint them itself; it checks them and puts their authority into the webhooks.
