@@ -196,17 +196,23 @@ impl Door {
             (Purpose::Data, Speaker::Replica(replica), _) => {
                 self.server.serve(replica.rank, hello.incarnation, connection);
             }
-            (Purpose::Control, speaker, Some(events)) => {
+            (Purpose::Control, speaker @ Speaker::Replica(_), Some(events))
+            | (Purpose::Follow { .. }, speaker @ Speaker::Caller, Some(events)) => {
                 let Ok(writer) = connection.try_clone() else { return };
                 let source = Source { speaker, connection: self.accepted.fetch_add(1, Ordering::Relaxed) };
                 let heard = Heard::now();
-                let incarnation = hello.incarnation;
-                let connected = Event::Connected { source, incarnation, connection: writer, heard: heard.clone() };
+                let Hello { incarnation, purpose, .. } = hello;
+                let connected = match (speaker, purpose) {
+                    (Speaker::Caller, Purpose::Follow { heard: told }) => {
+                        Event::Called { source, incarnation, connection: writer, told }
+                    }
+                    _ => Event::Connected { source, incarnation, connection: writer, heard: heard.clone() },
+                };
                 if events.send(connected).is_ok() {
                     forward(source, connection, &heard, events);
                 }
             }
-            (Purpose::Data, Speaker::Caller, _) | (Purpose::Control, _, None) => {
+            _ => {
                 let reason = format!("`{}` does not serve that", self.placement.replica);
                 let _ = connection.send(&FromCoordinator::Refused { reason });
             }

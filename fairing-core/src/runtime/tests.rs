@@ -5,7 +5,7 @@ mod faults;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::layout::{Class, Layout, LayoutError, TensorSpec};
 use super::model::{Gradient, Model};
@@ -14,7 +14,7 @@ use super::replica::{Context, serve, work};
 use super::status::RunStatus;
 use super::worker::Worker;
 use crate::protocol::connection::{Connection, at_most};
-use crate::protocol::deadline::HELLO;
+use crate::protocol::deadline::{HEARTBEAT, HELLO, LEASE};
 use crate::protocol::failure::{Failure, FailureKind};
 use crate::protocol::frame::Kind;
 use crate::protocol::message::{
@@ -204,11 +204,12 @@ fn run_as(
                 run: "test".into(),
                 speaker: Speaker::Caller,
                 incarnation: Incarnation::fresh(),
-                purpose: Purpose::Control,
+                purpose: Purpose::Follow { heard: 0 },
             };
             connection.send(&hello).unwrap();
             let mut heard = Vec::new();
             while let Ok(message) = connection.receive::<FromCoordinator>(&at_most(HELLO)) {
+                let message = message.untold();
                 watch(&message, &mut connection);
                 heard.push(message);
                 match heard.last() {
@@ -870,6 +871,121 @@ fn a_refused_connection_harms_nobody() {
     };
     let ends = run_over(&transport, std::slice::from_ref(&address), Topology::new(2, 1), &train);
     assert_eq!(ends.model().trained, [[-10.0]]);
+}
+
+/// Calls as the process `incarnation`, which has heard up to `heard`, and gives the connection behind the answer.
+fn follow(transport: &Memory, incarnation: Incarnation, heard: u64) -> (Connection, FromCoordinator) {
+    let mut connection = Connection::new(transport.connect(&Address::Memory("ps-0".into())).unwrap());
+    let purpose = Purpose::Follow { heard };
+    connection.send(&Hello { run: "test".into(), speaker: Speaker::Caller, incarnation, purpose }).unwrap();
+    let answer = connection.receive(&at_most(HELLO)).unwrap();
+    (connection, answer)
+}
+
+/// The next message that has a number, or the first one that is for no caller's history.
+fn next_told(connection: &mut Connection) -> (u64, FromCoordinator) {
+    loop {
+        match connection.receive(&at_most(HELLO)).unwrap() {
+            FromCoordinator::Told { number, message } => return (number, *message),
+            FromCoordinator::Heard { .. } => {}
+            other => return (0, other),
+        }
+    }
+}
+
+/// A run of one worker that records its rounds and ends while nobody follows it; then calls `then`. The server's end is given.
+fn run_unseen(keep_result: Duration, then: impl FnOnce(&Memory)) -> Result<(), Failure> {
+    let (topology, memory) = (Topology::new(1, 1), Memory::default());
+    let context = |replica| Context {
+        placement: Placement {
+            run: "test".into(),
+            replica,
+            topology,
+            seed: 3,
+            threads: 1,
+            servers: vec![Address::Memory("ps-0".into())],
+            data_dir: None,
+            mode: Mode::Sync,
+            rejoin: Duration::ZERO,
+            join: JOIN,
+            keep_result,
+        },
+        transport: Arc::new(memory.clone()),
+        status: Arc::new(RunStatus::default()),
+        start: Position::default(),
+    };
+    let train = |worker: &Worker| {
+        let mut model = worker.join(Flat::new(&[1], 0.0), Sgd::new())?;
+        for round in 0..20 {
+            worker.metric("round", f64::from(round));
+            model = worker.step(model, Gradient::mean(vec![Some(vec![1.0])], 1), 0.5)?;
+        }
+        Ok(model)
+    };
+    std::thread::scope(|scope| {
+        let server = scope.spawn(|| serve(&context(Replica::ps(0))));
+        work(&context(Replica::worker(0)), train).unwrap();
+        then(&memory);
+        server.join().unwrap()
+    })
+}
+
+#[test]
+fn callers_come_and_go_and_each_hears_all_of_it_once() {
+    let served = run_unseen(JOIN, |memory| {
+        let (first, second) = (Incarnation::fresh(), Incarnation::fresh());
+        // One whose connection breaks behind every message.
+        let (mut all, mut heard) = (Vec::new(), 0);
+        loop {
+            let (mut connection, answer) = follow(memory, first, heard);
+            assert!(matches!(answer, FromCoordinator::Welcome { .. }), "{answer:?}");
+            let (number, message) = next_told(&mut connection);
+            if number == 0 {
+                assert!(matches!(message, FromCoordinator::Complete { rounds: 20, stopped: false }), "{message:?}");
+                break;
+            }
+            assert!(number > heard);
+            heard = number;
+            all.push((number, message));
+        }
+        let rounds = all.iter().filter_map(|(_, message)| match message {
+            FromCoordinator::Metric(metric) => Some(metric.value),
+            _ => None,
+        });
+        assert_eq!(rounds.collect::<Vec<_>>(), (0..20).map(f64::from).collect::<Vec<_>>());
+        assert!(matches!(all.last(), Some((_, FromCoordinator::Workers(_)))));
+        // One that stays, without thanks, and is replaced by another process.
+        let (mut stays, _) = follow(memory, first, heard);
+        let (mut connection, answer) = follow(memory, second, 0);
+        assert!(matches!(answer, FromCoordinator::Welcome { .. }), "{answer:?}");
+        let again: Vec<_> = all.iter().map(|_| next_told(&mut connection)).collect();
+        assert_eq!(again, all);
+        let until_replaced = std::iter::from_fn(|| match stays.read_header(&at_most(HELLO)).ok()? {
+            header if header.kind == Kind::Message => Some(stays.read_message::<FromCoordinator>(header).unwrap()),
+            header => {
+                stays.read_exact(&mut vec![0; header.length_bytes as usize], &at_most(HELLO)).unwrap();
+                Some(FromCoordinator::Heard { number: 0 })
+            }
+        });
+        assert_eq!(until_replaced.last(), Some(FromCoordinator::Replaced));
+        // It cannot take the run back.
+        assert_eq!(follow(memory, first, heard).1, FromCoordinator::Replaced);
+        assert!(matches!(next_told(&mut connection), (0, FromCoordinator::Complete { .. })));
+        for kind in [Kind::Model, Kind::Tensors] {
+            connection.receive_frame(kind, &at_most(HELLO)).unwrap();
+        }
+        connection.send(&Numbered::from(ToCoordinator::Acknowledged)).unwrap();
+    });
+    served.unwrap();
+}
+
+#[test]
+fn a_result_that_nobody_comes_for_is_kept_for_its_time_only() {
+    let keep_result = Duration::from_millis(300);
+    let mut done = None;
+    run_unseen(keep_result, |_| done = Some(Instant::now())).unwrap();
+    let kept = done.unwrap().elapsed();
+    assert!(kept + HEARTBEAT > keep_result && kept < LEASE, "{kept:?}");
 }
 
 #[test]
