@@ -121,6 +121,8 @@ pub(crate) enum ToCoordinator {
     Finished(Finished),
     /// The model follows as a model frame and a tensors frame, the latter empty if there is no such file.
     Model,
+    /// This worker has been told to end, has finished its round, and makes no other.
+    Leaving,
     /// The answer to [`FromCoordinator::Released`], so that whoever missed it can come back for it.
     Goodbye,
     /// Caller: finish the round, evaluate, save.

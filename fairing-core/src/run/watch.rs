@@ -573,7 +573,7 @@ impl Watcher {
             ExitCode::Protocol => FailureKind::Protocol,
             ExitCode::Timeout => FailureKind::Timeout,
             ExitCode::Panic => FailureKind::Panicked,
-            ExitCode::Success | ExitCode::LostPeer | ExitCode::Stopped => FailureKind::Lost,
+            ExitCode::Success | ExitCode::LostPeer | ExitCode::Stopped | ExitCode::Terminated => FailureKind::Lost,
         };
         let joined = self.joined.contains(&replica);
         let (kind, message) = match self.exits.get(&replica) {

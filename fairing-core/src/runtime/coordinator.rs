@@ -18,7 +18,7 @@ use crate::observe::events::Progress;
 use crate::observe::metrics::Merger;
 use crate::protocol::connection::{Connection, ConnectionError, at_most};
 use crate::protocol::deadline::{FAREWELL, HEARTBEAT, LEASE, RECONNECT, ROUND, STALL, TICK};
-use crate::protocol::failure::{Failure, FailureKind};
+use crate::protocol::failure::{Failure, FailureKind, TOLD_TO_END};
 use crate::protocol::frame::Kind;
 use crate::protocol::message::{
     CollectiveKey, Finished, FromCoordinator, Group, Incarnation, Numbered, Pace, Position, Report, Seat, SeatState,
@@ -316,11 +316,13 @@ impl Coordinator {
     /// Runs until the result has been fetched, or everyone knows why there is none.
     pub(crate) fn run(mut self, events: &Receiver<Event>) -> Result<(), Failure> {
         let outcome = self.train(events);
-        match &outcome {
+        match outcome {
             Ok(()) => self.hand_over(events),
-            Err(failure) => self.announce(failure, events),
+            Err(failure) => {
+                self.announce(&failure, events);
+                Err(failure)
+            }
         }
-        outcome
     }
 
     fn train(&mut self, events: &Receiver<Event>) -> Result<(), Failure> {
@@ -652,6 +654,13 @@ impl Coordinator {
                 self.complete_gathers();
             }
             ToCoordinator::Failed(failure) => _ = self.status.fail(failure),
+            ToCoordinator::Leaving if replica.role == Role::Worker => {
+                // It waits for this word before it ends.
+                let _ = member.tell(&FromCoordinator::Heard { number });
+                // That the next one is told so too is no sign of a life that cannot go on.
+                member.restarted = None;
+                self.lose(replica, TOLD_TO_END.to_owned());
+            }
             ToCoordinator::Finished(finished) if replica.role == Role::Worker => {
                 self.first_finished.get_or_insert_with(Instant::now);
                 member.finished = Some(finished);
@@ -660,6 +669,7 @@ impl Coordinator {
             ToCoordinator::Model if self.bringer == Some(replica) => self.model = files,
             ToCoordinator::Goodbye if member.dismissed => member.departed = true,
             ToCoordinator::Finished(_)
+            | ToCoordinator::Leaving
             | ToCoordinator::Goodbye
             | ToCoordinator::Model
             | ToCoordinator::Stop
@@ -964,7 +974,11 @@ impl Coordinator {
     }
 
     /// Releases the replicas and keeps the result until the caller has it.
-    fn hand_over(&mut self, events: &Receiver<Event>) {
+    ///
+    /// # Errors
+    ///
+    /// What ended this process before somebody had the result or its time was over.
+    fn hand_over(&mut self, events: &Receiver<Event>) -> Result<(), Failure> {
         for metric in self.merger.finish() {
             self.tell_caller(FromCoordinator::Metric(metric));
         }
@@ -1002,10 +1016,14 @@ impl Coordinator {
             match Self::next_after_the_end(events, until, is_behind) {
                 Some(event) if is_thanked(&event, given) => _ = thanked.get_or_insert_with(Instant::now),
                 Some(event) => self.handle(event),
-                None if Instant::now() >= until => return,
+                None if Instant::now() >= until => break,
                 None => {}
             }
+            if let Some(failure) = self.status.failure().filter(|_| thanked.is_none()) {
+                return Err(failure);
+            }
         }
+        Ok(())
     }
 
     /// Tells everyone the cause and waits a moment until they have heard it.

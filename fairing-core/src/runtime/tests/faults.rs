@@ -4,12 +4,12 @@
 //! Each seed is one run in threads of this process, with [`Faulty`] between its replicas and the memory transport. The test
 //! plays the caller and the launcher: it starts lost workers again, and may say that a process has ended.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Mutex, OnceLock};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
