@@ -223,8 +223,9 @@ pub trait Launched: Send {
     /// Returns what is left behind nevertheless, one thing and its reason a line.
     fn end(&mut self) -> Vec<String>;
 
-    /// Leaves the run to itself, where it can go on without its launcher. [`Launched::end`] does nothing from then on.
-    fn leave(&mut self) {}
+    /// Leaves the run to itself: from now on neither [`Launched::end`] nor dropping this ends or removes anything of it. Does
+    /// nothing where replicas live only as long as their launcher.
+    fn let_go(&mut self) {}
 
     /// Ends one replica and its children at once, as a crash would. Does nothing if it has ended.
     fn kill(&self, replica: Replica);

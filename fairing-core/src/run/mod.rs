@@ -232,6 +232,9 @@ pub enum RunError {
     /// The caller ended the run before there was a result: a second Ctrl-C, or one before training began.
     #[error("stopped before there was a result")]
     Killed,
+    /// The run goes on, but its end is another process's to hear.
+    #[error("another process has attached to the run, which goes on and answers to that one")]
+    Replaced,
     /// The watching thread panicked: a fault of fairing's.
     #[error("fairing itself failed while watching the run: {0}")]
     Watcher(String),
@@ -268,7 +271,8 @@ impl Run {
     ///
     /// # Errors
     ///
-    /// [`RunError::Failed`] with the cause, [`RunError::Killed`], or what kept the result from being saved.
+    /// [`RunError::Failed`] with the cause, [`RunError::Killed`], or what kept the result from being saved;
+    /// [`RunError::Replaced`] if the run goes on and is no longer this process's.
     pub fn wait(mut self) -> Result<Outcome, RunError> {
         let watcher = self.watcher.take().expect("only `wait` and `drop` take it");
         watcher.join().unwrap_or_else(|panic| Err(RunError::Watcher(panic_text(panic.as_ref()))))
@@ -381,7 +385,7 @@ pub(crate) fn start<T: DistributedTraining>(value: &T, options: &LaunchOptions) 
 fn detach(launcher: Box<dyn Launcher>, plan: &LaunchPlan, view: &mut dyn View) -> Result<(), RunError> {
     // What happens to them, others will hear.
     let (events, _) = sync_channel(1);
-    launcher.launch(plan, events)?.leave();
+    launcher.launch(plan, events)?.let_go();
     view.say(&format!(
         "`{0}` runs without this process (`fairing_core::attach(\"{0}\")` brings its result home)",
         plan.run

@@ -161,7 +161,7 @@ impl Launched for KubernetesRun {
         self.cluster.reactor().wait(tidy::remove(&self.cluster, &self.applied))
     }
 
-    fn leave(&mut self) {
+    fn let_go(&mut self) {
         self.done = true;
         self.ending.begin();
         self.observing.abort();
