@@ -624,6 +624,25 @@ mod tests {
     }
 
     #[test]
+    #[cfg(all(target_os = "linux", feature = "image"))]
+    fn lifeline_is_seen_from_outside() {
+        let process = std::process::id();
+        assert_eq!(holds_lifeline(process), Some(false));
+        thread::scope(|scope| {
+            let (stop, stopped) = std::sync::mpsc::channel::<()>();
+            let holder = thread::Builder::new().name(WATCHER.into());
+            holder.spawn_scoped(scope, move || stopped.recv()).unwrap();
+            let deadline = Instant::now() + Duration::from_secs(60);
+            // A thread gives itself its name when it begins to run.
+            while holds_lifeline(process) != Some(true) {
+                assert!(Instant::now() < deadline);
+                thread::sleep(Duration::from_millis(1));
+            }
+            drop(stop);
+        });
+    }
+
+    #[test]
     fn process_without_launcher_has_no_payload() {
         assert!(matches!(payload(Duration::ZERO), Err(LifelineError::NotAttached)));
     }

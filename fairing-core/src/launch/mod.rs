@@ -363,3 +363,31 @@ impl LaunchError {
         if left.is_empty() { self } else { LaunchError::LeftBehind { left, source: Box::new(self) } }
     }
 }
+
+#[cfg(all(test, feature = "docker"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_failed_launch_leaves_is_named_with_the_failure() {
+        let error = || LaunchError::NoEntrypoint { image: "a".into() };
+        assert_eq!(error().leaving(vec![]).to_string(), error().to_string());
+        let left = error().leaving(vec!["something of the run `r` may be left at `e`".into()]);
+        let shown = format!("{:#}", anyhow::Error::from(left));
+        let expected =
+            format!("failed to start the replicas, and something of the run `r` may be left at `e`: {}", error());
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn an_argument_that_is_no_text_is_named() {
+        use std::os::unix::ffi::OsStringExt as _;
+        let program = |argument: &[u8]| Program {
+            arguments: vec!["--fine".into(), OsString::from_vec(argument.to_vec())],
+            ..Program::running()
+        };
+        assert!(program("größe".as_bytes()).check_arguments().is_ok());
+        let error = program(b"caf\xe9").check_arguments().unwrap_err().to_string();
+        assert!(error.starts_with("the argument \"caf\\xE9\" is not UTF-8"), "{error}");
+    }
+}
