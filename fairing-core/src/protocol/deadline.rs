@@ -62,7 +62,7 @@ pub(crate) const WORST_WAIT: Duration = ROUND.checked_add(WORST_LOSS).expect("sh
 const LEAST_JOIN: Duration = CONNECT.checked_mul(2).expect("five seconds");
 
 /// The least that `keep_result` of a placement may be, so that a caller who is there has time to say that it has the result.
-const LEAST_KEEP_RESULT: Duration = HEARTBEAT;
+pub(crate) const LEAST_KEEP_RESULT: Duration = HEARTBEAT;
 
 /// Whether the deadlines that a placement brings fit to the constants here.
 ///

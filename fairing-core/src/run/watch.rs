@@ -774,7 +774,7 @@ pub(super) fn describe_failure(failure: &Failure, exit: Option<&Exit>, last_line
 }
 
 /// An error with everything behind it, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
