@@ -22,7 +22,7 @@ const ARROWS: [(&str, &[&str]); 18] = [
     ("exit", &[]),
     ("config", &["topology"]),
     ("topology", &["config::Env"]),
-    ("lifeline", &["config::ProcessEnv", "exit", "relay", "topology"]),
+    ("lifeline", &["config::Env", "config::ProcessEnv", "exit", "relay", "topology"]),
     ("observe", &["config::Env", "topology"]),
     ("image", &[]),
     ("secure", &["topology"]),
