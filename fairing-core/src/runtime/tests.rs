@@ -910,8 +910,9 @@ fn next_told(connection: &mut Connection) -> (u64, FromCoordinator) {
     }
 }
 
-/// A run of one worker that records its rounds and ends while nobody follows it; then calls `then`. The server's end is given.
-fn run_unseen(keep_result: Duration, then: impl FnOnce(&Memory)) -> Result<(), Failure> {
+/// A run of one worker that records its rounds and ends while nobody follows it; then calls `then` with the network and the
+/// server. The server's end is given.
+fn run_unseen(keep_result: Duration, then: impl FnOnce(&Memory, &Context)) -> Result<(), Failure> {
     let (topology, memory) = (Topology::new(1, 1), Memory::default());
     let context = |replica| Context {
         placement: Placement {
@@ -940,16 +941,18 @@ fn run_unseen(keep_result: Duration, then: impl FnOnce(&Memory)) -> Result<(), F
         Ok(model)
     };
     std::thread::scope(|scope| {
-        let server = scope.spawn(|| serve(&context(Replica::ps(0))));
+        let keeper = context(Replica::ps(0));
+        let served = keeper.clone();
+        let server = scope.spawn(move || serve(&served));
         work(&context(Replica::worker(0)), train).unwrap();
-        then(&memory);
+        then(&memory, &keeper);
         server.join().unwrap()
     })
 }
 
 #[test]
 fn callers_come_and_go_and_each_hears_all_of_it_once() {
-    let served = run_unseen(JOIN, |memory| {
+    let served = run_unseen(JOIN, |memory, _| {
         let (first, second) = (Incarnation::fresh(), Incarnation::fresh());
         // One whose connection breaks behind every message.
         let (mut all, mut heard) = (Vec::new(), 0);
@@ -997,10 +1000,18 @@ fn callers_come_and_go_and_each_hears_all_of_it_once() {
 }
 
 #[test]
+fn a_server_that_is_told_to_end_does_not_go_on_keeping_a_result() {
+    let started = Instant::now();
+    let served = run_unseen(KEEP_RESULT, |_, keeper| keeper.status.leave(&keeper.placement));
+    assert_eq!(served, Err(Failure::told_to_end(Replica::ps(0), None)), "the result is lost, and that is no success");
+    assert!(started.elapsed() < LEASE, "{:?}", started.elapsed());
+}
+
+#[test]
 fn a_result_that_nobody_comes_for_is_kept_for_its_time_only() {
     let keep_result = Duration::from_millis(300);
     let mut done = None;
-    run_unseen(keep_result, |_| done = Some(Instant::now())).unwrap();
+    run_unseen(keep_result, |_, _| done = Some(Instant::now())).unwrap();
     let kept = done.unwrap().elapsed();
     assert!(kept + HEARTBEAT > keep_result && kept < LEASE, "{kept:?}");
 }
