@@ -72,7 +72,8 @@
 //! - Numbers become bytes in `protocol::frame`, in the lifeline's pipe, and in the parts of a worker's collective, in
 //!   the records of [`observe::tensorboard`], and where files of others are read or written: programs and gzip.
 //! - [`image`] talks to nobody; [`registry`] and `launch` know asynchronous libraries, and wait for them by `reactor`.
-//! - Where others could reach the replicas there is no way without TLS.
+//! - Where others could reach the replicas there is no way without TLS, but for the one that the author of a TFJob asks for by
+//!   name ([`topology::tf_config::PLAINTEXT`]).
 //! - The caller prints through [`observe::terminal`] only; a replica says why it ends on its standard error.
 //! - `fairing-macros` does not depend on this crate: it knows syntax only.
 

@@ -31,6 +31,7 @@ use signal_hook::iterator::Signals;
 use crate::config::{Env as _, ProcessEnv};
 use crate::exit::ExitCode;
 use crate::relay;
+use crate::topology::tf_config::TF_CONFIG;
 use crate::topology::{Address, FOLDER, Placement};
 
 /// Time from a replica's start to its first `launch()`. A `main` that parses arguments takes milliseconds; one that
@@ -75,7 +76,7 @@ static START_DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
 /// The process that started this replica and holds its pipe.
 static LAUNCHER: OnceLock<Option<Pid>> = OnceLock::new();
 static ATTACHED: AtomicBool = AtomicBool::new(false);
-/// This replica is one of a cluster: its payload is in a folder.
+/// This replica is one of a cluster.
 static IN_CLUSTER: AtomicBool = AtomicBool::new(false);
 /// Set while a signal to end ends this process at once; absent where signals do what they do without fairing.
 static ENDS_AT_ONCE: OnceLock<Arc<AtomicBool>> = OnceLock::new();
@@ -115,7 +116,7 @@ pub enum LifelineError {
     },
     /// A file that should hold a part of the payload cannot be read.
     #[error(
-        "cannot read `{}`, which should hold a part of what the launcher sent: {source} (`{FOLDER}` names the folder)",
+        "cannot read `{}`, which should hold a part of what this replica needs: {source} (is the Secret mounted there?)",
         path.display()
     )]
     Unreadable {
@@ -271,7 +272,15 @@ fn lock_payload() -> MutexGuard<'static, Delivery> {
 #[ctor::ctor(unsafe)]
 fn attach() {
     START_DIRECTORY.get_or_init(current_directory);
-    if !Placement::is_in(&ProcessEnv) || relay::is_asked() || !leads_its_group() {
+    if relay::is_asked() || !leads_its_group() {
+        return;
+    }
+    if !Placement::is_in(&ProcessEnv) {
+        // Of a TFJob that somebody else wrote: it has its value from `main`, and only its end is looked after.
+        if ProcessEnv.get(TF_CONFIG).is_some() && rustix::process::getpid().is_init() {
+            IN_CLUSTER.store(true, Ordering::Release);
+            end_at_termination();
+        }
         return;
     }
     let folder = ProcessEnv.get(FOLDER).map(PathBuf::from);
@@ -430,8 +439,13 @@ fn end_unlaunched(placement: Option<&Placement>) -> ! {
 /// Reads a payload that lies in files.
 fn read_folder(folder: &Path) -> Result<Payload, LifelineError> {
     let value = read_file(&folder.join(VALUE_FILE), MAX_PAYLOAD_BYTES)?;
-    let identity = read_file(&folder.join(IDENTITY_FILE), MAX_IDENTITY_BYTES)?;
+    let identity = read_identity(&folder.join(IDENTITY_FILE))?;
     Ok(Payload { value, identity })
+}
+
+/// Reads a file that should hold what a replica proves with who it is.
+pub(crate) fn read_identity(path: &Path) -> Result<Vec<u8>, LifelineError> {
+    read_file(path, MAX_IDENTITY_BYTES)
 }
 
 fn read_file(path: &Path, most_bytes: u64) -> Result<Vec<u8>, LifelineError> {
@@ -676,7 +690,6 @@ mod tests {
         let complaint = |path: &Path| {
             let complaint = read_folder(folder.path()).unwrap_err().to_string();
             let rest = complaint.strip_prefix(&format!("cannot read `{}`, ", path.display())).expect(&complaint);
-            assert!(rest.contains("FAIRING_PLACEMENT_FOLDER"), "{rest}");
             rest.to_owned()
         };
         assert!(complaint(&value).contains("No such file"));

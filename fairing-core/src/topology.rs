@@ -2,7 +2,8 @@
 //!
 //! Pure: nothing here reads the environment or opens a socket. [`Topology`] says how many replicas of each role there
 //! are, [`Placement`] is what one replica needs to find the others. The launcher writes a placement into the
-//! environment with [`Placement::to_env`], the replica reads it back with [`Placement::from_env`].
+//! environment with [`Placement::to_env`], the replica reads it back with [`Placement::from_env`]. In a TFJob of somebody
+//! else's it is [`tf_config`] that says the same.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -13,6 +14,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Env;
+
+pub mod tf_config;
 
 /// The part that a replica plays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -314,6 +314,13 @@ impl Ended {
         self
     }
 
+    /// Checks that exactly one line contains `text`.
+    #[track_caller]
+    pub(crate) fn says_once(&self, text: &str) {
+        let count = self.lines.iter().filter(|(_, line)| line.contains(text)).count();
+        assert_eq!(count, 1, "`{text}` in:\n{}", all(&self.lines));
+    }
+
     /// Checks that no line contains `text`.
     #[track_caller]
     pub(crate) fn never_says(self, text: &str) -> Self {

@@ -11,6 +11,7 @@ use super::keys::{KEYS, Key, TABLES};
 use super::surroundings::FILE_NAME;
 use super::{Attribute, AttributeCpu, Env, LaunchOptions, Origin, Problem, grammar};
 use crate::topology::Mode;
+use crate::topology::tf_config::{IDENTITY_FOLDER, PLAINTEXT};
 
 /// Variables that the launcher sets for its replicas.
 const OWN_VARIABLES: &str = "FAIRING_PLACEMENT_";
@@ -201,6 +202,8 @@ impl RawConfig {
     pub(super) fn variables(&mut self, env: &impl Env) {
         let mut names = env.names();
         names.retain(|name| name.starts_with("FAIRING_") && !name.starts_with(OWN_VARIABLES));
+        // They say how a replica is reached, not how a run is to be.
+        names.retain(|name| ![IDENTITY_FOLDER, PLAINTEXT].contains(&name.as_str()));
         names.sort();
         for name in names {
             match (KEYS.iter().find(|key| key.variable == name), env.get(&name)) {

@@ -218,6 +218,6 @@ mod tests {
     fn another_version_is_refused_with_both_numbers() {
         let mut bytes = Header::of(Kind::Message, 0).encode();
         bytes[1] = 9;
-        assert_eq!(Header::decode(bytes).unwrap_err().to_string(), "protocol version 9, but this program speaks 2");
+        assert_eq!(Header::decode(bytes).unwrap_err().to_string(), "protocol version 9, but this program speaks 3");
     }
 }

@@ -1,4 +1,4 @@
-//! How bytes travel between machines: TCP, and mutual TLS 1.3 around it.
+//! How bytes travel between machines: TCP, and mutual TLS 1.3 around it; [`Plaintext`] is the one way without.
 //!
 //! [`Tls`] is the transport. What it does to bytes it can do over any [`Stream`], see [`over`]: the launcher reaches a
 //! coordinator through an engine, not by a socket.
@@ -40,14 +40,7 @@ impl Tls {
 
 impl Transport for Tls {
     fn listen(&self, address: &Address) -> io::Result<Box<dyn Listener>> {
-        let Address::Tls { host, port, .. } = address else { return Err(wrong_address(address)) };
-        let listener = match host.parse::<IpAddr>() {
-            // Nobody else can mean this address.
-            Ok(host) if host.is_loopback() => TcpListener::bind((host, *port))?,
-            _ => everywhere(*port)?,
-        };
-        listener.set_nonblocking(true)?;
-        Ok(Box::new(TlsListener { listener, settings: self.settings.clone() }))
+        Ok(Box::new(TlsListener { listener: listen(address)?, settings: self.settings.clone() }))
     }
 
     fn connect(&self, address: &Address) -> io::Result<Box<dyn Stream>> {
@@ -55,6 +48,67 @@ impl Transport for Tls {
         let stream = connect(resolve(host, *port)?)?;
         let tls = self.settings.connect(Member::Replica(*server)).map_err(io::Error::other)?;
         TlsStream::open(Box::new(stream), tls)
+    }
+}
+
+/// TCP and nothing around it. Whoever reaches a port of the run can read the parameters, change them and take part; only for
+/// replicas whose author has said by name that this is meant.
+pub(crate) struct Plaintext;
+
+impl Transport for Plaintext {
+    fn listen(&self, address: &Address) -> io::Result<Box<dyn Listener>> {
+        Ok(Box::new(PlaintextListener(listen(address)?)))
+    }
+
+    fn connect(&self, address: &Address) -> io::Result<Box<dyn Stream>> {
+        let Address::Tls { host, port, .. } = address else { return Err(wrong_address(address)) };
+        Ok(Box::new(PlaintextStream(connect(resolve(host, *port)?)?)))
+    }
+}
+
+struct PlaintextListener(TcpListener);
+
+impl Listener for PlaintextListener {
+    fn accept(&self, timeout: Duration) -> io::Result<Option<Box<dyn Stream>>> {
+        let accepted = accept_within(&self.0, timeout, || self.0.accept())?;
+        accepted.map(|(stream, _)| Ok(Box::new(PlaintextStream(set_up(stream)?)) as Box<dyn Stream>)).transpose()
+    }
+}
+
+/// A stream between two who believe each other.
+struct PlaintextStream(TcpStream);
+
+impl Read for PlaintextStream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer)
+    }
+}
+
+impl Write for PlaintextStream {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.0.write(buffer)
+    }
+
+    fn write_vectored(&mut self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.0.write_vectored(buffers)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl Stream for PlaintextStream {
+    fn try_clone(&self) -> io::Result<Box<dyn Stream>> {
+        Ok(Box::new(Self(TcpStream::try_clone(&self.0)?)))
+    }
+
+    fn shutdown(&self) {
+        Stream::shutdown(&self.0);
+    }
+
+    fn is(&self, _: Member) -> bool {
+        true
     }
 }
 
@@ -68,6 +122,17 @@ impl Transport for Tls {
 pub(crate) fn over(stream: Box<dyn Stream>, identity: &Identity, server: Member) -> io::Result<Box<dyn Stream>> {
     let settings = Settings::new(identity).map_err(io::Error::other)?;
     TlsStream::open(stream, settings.connect(server).map_err(io::Error::other)?)
+}
+
+fn listen(address: &Address) -> io::Result<TcpListener> {
+    let Address::Tls { host, port, .. } = address else { return Err(wrong_address(address)) };
+    let listener = match host.parse::<IpAddr>() {
+        // Nobody else can mean this address.
+        Ok(host) if host.is_loopback() => TcpListener::bind((host, *port))?,
+        _ => everywhere(*port)?,
+    };
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 /// Listens at `port` of every address of this machine: which of them the others know is not known here.

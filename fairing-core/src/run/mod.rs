@@ -66,8 +66,11 @@ const DRY_RUN: &str = "RUN";
 /// Whether this process is a replica that a launcher started, so that `main` can skip what only the caller needs.
 ///
 /// In a replica `main` runs up to its first `launch()`, which takes the replica's part and never returns.
+///
+/// Also true in a process of a TFJob that somebody else wrote: its variable `TF_CONFIG` says which part it takes, see
+/// [`topology::tf_config`](crate::topology::tf_config).
 pub fn in_replica() -> bool {
-    lifeline::is_attached()
+    lifeline::is_attached() || replica::is_of_a_tfjob()
 }
 
 /// What travels to every replica. What only one gets, its [`Identity`], travels beside it.
@@ -316,12 +319,15 @@ pub(crate) fn launch<T: DistributedTraining>(value: &T, options: &LaunchOptions)
 }
 
 pub(crate) fn start<T: DistributedTraining>(value: &T, options: &LaunchOptions) -> Result<Run, RunError> {
-    if in_replica() {
+    if lifeline::is_attached() {
         replica::take_part();
     }
     #[cfg(feature = "image")]
     if lifeline::is_cut_off() {
         replica::refuse_cut_off();
+    }
+    if replica::is_of_a_tfjob() {
+        replica::take_part_in_a_tfjob(value);
     }
     let started = (Instant::now(), SystemTime::now());
     let (Resolved { config, .. }, surroundings) = resolve::<T>(options)?;

@@ -1,24 +1,25 @@
-//! A replica's way from `launch()` to its exit code.
+//! A replica's way from `launch()` to its exit code: with what the launcher sent, or, in a TFJob that somebody else wrote,
+//! with the value that `main` has.
 
 use std::io::Write;
-use std::process;
 use std::sync::Arc;
 
-use super::{Payload, find_registration};
+use super::{Payload, RunError, find_registration};
 use crate::__private::Travels;
-use crate::config::ProcessEnv;
+use crate::config::{Env, LaunchOptions, ProcessEnv, Resolved};
 use crate::exit::ExitCode;
 use crate::lifeline;
 use crate::protocol::deadline::{self, FAREWELL, LEASE};
 use crate::protocol::failure::{Failure, FailureKind};
 use crate::protocol::message::Position;
-use crate::protocol::tcp::Tls;
+use crate::protocol::tcp::{Plaintext, Tls};
 use crate::protocol::transport::{Transport, Unix};
 use crate::runtime::Model;
 use crate::runtime::replica::{Context, remember_panics, serve, work};
 use crate::runtime::status::RunStatus;
 use crate::secure::Identity;
-use crate::topology::{Placement, Role};
+use crate::topology::tf_config::{ANYONE, IDENTITY_FILE, IDENTITY_FOLDER, PLAINTEXT, TF_CONFIG, TfConfig};
+use crate::topology::{JOIN, Member, Placement, Replica, Role};
 use crate::training::DistributedTraining;
 
 /// Takes this process's part in the run that it was started for, and ends the process.
@@ -31,10 +32,87 @@ pub(super) fn take_part() -> ! {
         },
         Err(reason) => refuse(&reason),
     };
+    end(code)
+}
+
+fn end(code: ExitCode) -> ! {
     // The buffer of standard output is the user's; `exit` runs no destructor.
     let _ = std::io::stdout().flush();
     lifeline::end_children();
-    process::exit(i32::from(code.code()))
+    code.exit()
+}
+
+/// Whether this process has its part from `TF_CONFIG` and not from a launcher of fairing's.
+pub(super) fn is_of_a_tfjob() -> bool {
+    ProcessEnv.get(TF_CONFIG).is_some() && !Placement::is_in(&ProcessEnv)
+}
+
+/// Takes the part that `TF_CONFIG` gives this process, with `value`, and ends the process.
+///
+/// Configured is what is in the attribute and in `FAIRING_*` variables of the TFJob; how many take part is the TFJob's. Nobody
+/// fetches the model: `train` saves what is to be kept.
+pub(super) fn take_part_in_a_tfjob<T: DistributedTraining>(value: &T) -> ! {
+    end(match part_in_a_tfjob::<T>(&ProcessEnv) {
+        Ok((placement, transport)) => train(value, placement, transport),
+        Err(reason) => refuse(&reason),
+    })
+}
+
+fn part_in_a_tfjob<T: DistributedTraining>(env: &impl Env) -> Result<(Placement, Arc<dyn Transport>), String> {
+    let text = env.get(TF_CONFIG).unwrap_or_default();
+    let TfConfig { replica, topology, servers } =
+        TfConfig::parse(&text).map_err(|error| super::watch::chain(&error))?;
+    let options = LaunchOptions::new().workers(topology.workers.get()).ps(topology.ps);
+    let (Resolved { config, .. }, _) = super::resolve::<T>(&options).map_err(|error| error.to_string())?;
+    if let Some(path) = config.data_dir.as_ref().filter(|path| !path.is_dir()) {
+        return Err(RunError::DataFolder { path: path.clone() }.to_string());
+    }
+    let transport = transport_in_a_tfjob(env, replica)?;
+    let placement = Placement {
+        // The same for all, and no other TFJob's.
+        run: format!("TF_CONFIG of {}", servers[0]),
+        replica,
+        topology,
+        seed: config.seed,
+        // Every process has its own cores.
+        threads: super::threads(super::target::cores().saturating_mul(topology.workers.get()), &config),
+        servers,
+        data_dir: config.data_dir,
+        mode: config.mode,
+        rejoin: config.rejoin,
+        join: JOIN,
+        // Nobody comes for it.
+        keep_result: deadline::LEAST_KEEP_RESULT,
+    };
+    Ok((placement, transport))
+}
+
+fn transport_in_a_tfjob(env: &impl Env, replica: Replica) -> Result<Arc<dyn Transport>, String> {
+    let plaintext = env.get(PLAINTEXT);
+    match (env.get(IDENTITY_FOLDER), plaintext.as_deref()) {
+        (Some(folder), None) => {
+            let path = lifeline::start_directory().join(folder).join(IDENTITY_FILE);
+            let bytes = lifeline::read_identity(&path).map_err(|error| error.to_string())?;
+            let identity = Identity::from_bytes(&bytes);
+            transport(&identity.map_err(|error| format!("`{}`: {error}", path.display()))?, replica)
+        }
+        (None, Some(ANYONE)) => Ok(Arc::new(Plaintext)),
+        (Some(_), Some(_)) => Err(format!("both `{IDENTITY_FOLDER}` and `{PLAINTEXT}` are set; unset one")),
+        (None, Some(other)) => Err(format!("`{PLAINTEXT}` is `{other}`; its one value is `{ANYONE}`")),
+        (None, None) => Err(format!(
+            "this process has its part from `{TF_CONFIG}` and nothing to prove with that it is {replica} (mount a Secret \
+             with its `{IDENTITY_FILE}` and name the folder in `{IDENTITY_FOLDER}`; `{PLAINTEXT}={ANYONE}` gives encryption \
+             and identities up)"
+        )),
+    }
+}
+
+/// The way of the owner of `identity`, who must be this replica.
+fn transport(identity: &Identity, replica: Replica) -> Result<Arc<dyn Transport>, String> {
+    if identity.member() != Member::Replica(replica) {
+        return Err(format!("the identity that {replica} was given is that of {}", identity.member()));
+    }
+    Ok(Arc::new(Tls::new(identity).map_err(|error| error.to_string())?))
 }
 
 /// Ends a process that should be a replica and cannot be one, since it would begin a run of its own.
@@ -82,11 +160,16 @@ pub(crate) fn dispatch<T: DistributedTraining>(value: &[u8], identity: Option<Id
         Ok(value) => value,
         Err(error) => return refuse(&format!("cannot read the value of `{}`: {error}", T::NAME)),
     };
-    let transport: Arc<dyn Transport> = match identity.as_ref().map(Tls::new) {
+    let transport: Arc<dyn Transport> = match identity.map(|identity| transport(&identity, placement.replica)) {
         None => Arc::new(Unix),
-        Some(Ok(transport)) => Arc::new(transport),
-        Some(Err(error)) => return refuse(&error.to_string()),
+        Some(Ok(transport)) => transport,
+        Some(Err(reason)) => return refuse(&reason),
     };
+    train(&value, placement, transport)
+}
+
+/// Takes the part of `placement` in training `value`.
+fn train<T: DistributedTraining>(value: &T, placement: Placement, transport: Arc<dyn Transport>) -> ExitCode {
     remember_panics();
     let replica = placement.replica;
     let status = Arc::new(RunStatus::default());

@@ -187,7 +187,7 @@ fn local_site(config: &Config) -> Site {
 }
 
 /// The cores of this machine.
-fn cores() -> u32 {
+pub(super) fn cores() -> u32 {
     std::thread::available_parallelism().ok().and_then(|cores| u32::try_from(cores.get()).ok()).unwrap_or(1)
 }
 

@@ -335,7 +335,11 @@ impl Coordinator {
                 Err(RecvTimeoutError::Disconnected) => unreachable!("the acceptor holds a sender"),
             }
             for _ in 1..QUEUE {
-                let Some(event) = events.try_recv().ok().filter(|_| self.status.failure().is_none()) else { break };
+                // What comes behind a failure is for those who announce it.
+                if self.status.failure().is_some() {
+                    break;
+                }
+                let Ok(event) = events.try_recv() else { break };
                 self.handle(event);
             }
             self.check_waits();
@@ -1019,8 +1023,9 @@ impl Coordinator {
                 None if Instant::now() >= until => break,
                 None => {}
             }
-            if let Some(failure) = self.status.failure().filter(|_| thanked.is_none()) {
-                return Err(failure);
+            // What others say of a run that is complete changes nothing.
+            if self.status.is_leaving() && thanked.is_none() {
+                return self.status.failure().map_or(Ok(()), Err);
             }
         }
         Ok(())

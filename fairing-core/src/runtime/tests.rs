@@ -910,8 +910,9 @@ fn next_told(connection: &mut Connection) -> (u64, FromCoordinator) {
     }
 }
 
-/// A run of one worker that records its rounds and ends while nobody follows it; then calls `then`. The server's end is given.
-fn run_unseen(keep_result: Duration, then: impl FnOnce(&Memory)) -> Result<(), Failure> {
+/// A run of one worker that records its rounds and ends while nobody follows it; then calls `then` with the network and the
+/// server. The server's end is given.
+fn run_unseen(keep_result: Duration, then: impl FnOnce(&Memory, &Context)) -> Result<(), Failure> {
     let (topology, memory) = (Topology::new(1, 1), Memory::default());
     let context = |replica| Context {
         placement: Placement {
@@ -940,16 +941,18 @@ fn run_unseen(keep_result: Duration, then: impl FnOnce(&Memory)) -> Result<(), F
         Ok(model)
     };
     std::thread::scope(|scope| {
-        let server = scope.spawn(|| serve(&context(Replica::ps(0))));
+        let keeper = context(Replica::ps(0));
+        let served = keeper.clone();
+        let server = scope.spawn(move || serve(&served));
         work(&context(Replica::worker(0)), train).unwrap();
-        then(&memory);
+        then(&memory, &keeper);
         server.join().unwrap()
     })
 }
 
 #[test]
 fn callers_come_and_go_and_each_hears_all_of_it_once() {
-    let served = run_unseen(JOIN, |memory| {
+    let served = run_unseen(JOIN, |memory, _| {
         let (first, second) = (Incarnation::fresh(), Incarnation::fresh());
         // One whose connection breaks behind every message.
         let (mut all, mut heard) = (Vec::new(), 0);
@@ -997,18 +1000,36 @@ fn callers_come_and_go_and_each_hears_all_of_it_once() {
 }
 
 #[test]
+fn a_server_that_is_told_to_end_does_not_go_on_keeping_a_result() {
+    let started = Instant::now();
+    let served = run_unseen(KEEP_RESULT, |_, keeper| keeper.status.leave(&keeper.placement));
+    assert_eq!(served, Err(Failure::told_to_end(Replica::ps(0), None)), "the result is lost, and that is no success");
+    assert!(started.elapsed() < LEASE, "{:?}", started.elapsed());
+}
+
+#[test]
 fn a_result_that_nobody_comes_for_is_kept_for_its_time_only() {
     let keep_result = Duration::from_millis(300);
     let mut done = None;
-    run_unseen(keep_result, |_| done = Some(Instant::now())).unwrap();
+    run_unseen(keep_result, |_, _| done = Some(Instant::now())).unwrap();
     let kept = done.unwrap().elapsed();
     assert!(kept + HEARTBEAT > keep_result && kept < LEASE, "{kept:?}");
 }
 
-/// A run of two workers and a server, where worker 1 is told to end after `at` steps, in its own thread, and is started again
-/// if the coordinator says that it may be. Gives the model or the failure, and how the first life of worker 1 ended.
-fn run_with_a_leaving_worker(at: Option<u64>, rejoin: Duration) -> (Result<Flat, Failure>, Result<Flat, Failure>) {
-    let (topology, memory) = (Topology::new(2, 1), Memory::default());
+/// When worker 1 is told to end.
+#[derive(Debug, Clone, Copy)]
+enum Told {
+    Never,
+    /// In the middle of this round.
+    InRound(u64),
+    /// At any moment, from a thread of its own as a signal comes.
+    After(Duration),
+}
+
+/// A run of three workers and two servers, where worker 1 is told to end, and is started again if the coordinator holds its
+/// place. Gives the model or the failure of the others, and how the first life of worker 1 ended.
+fn run_with_a_leaving_worker(told: Told, rejoin: Duration) -> (Result<Flat, Failure>, Result<Flat, Failure>) {
+    let (topology, memory) = (Topology::new(3, 2), Memory::default());
     let context = |replica| Context {
         placement: Placement {
             run: "test".into(),
@@ -1016,7 +1037,7 @@ fn run_with_a_leaving_worker(at: Option<u64>, rejoin: Duration) -> (Result<Flat,
             topology,
             seed: 3,
             threads: 1,
-            servers: vec![Address::Memory("ps-0".into())],
+            servers: topology.servers().map(|server| Address::Memory(server.file_name())).collect(),
             data_dir: None,
             mode: Mode::Sync,
             rejoin,
@@ -1027,14 +1048,13 @@ fn run_with_a_leaving_worker(at: Option<u64>, rejoin: Duration) -> (Result<Flat,
         status: Arc::new(RunStatus::default()),
         start: Position::default(),
     };
-    let examples: Vec<f32> = (0..60).map(|i| i as f32 / 10.0).collect();
-    let train = |context: &Context, at: Option<u64>| {
+    let examples: Vec<f32> = (0..90).map(|i| i as f32 / 10.0).collect();
+    let train = |context: &Context, told: Told| {
         work(context, |worker| {
-            let mut model = worker.join(Flat::new(&SIZES, 0.5), Adam::new())?;
+            let mut model = worker.join(Flat::new(&SIZES, 0.5), Adam::new().clip_global_norm(10.0))?;
             for epoch in worker.epochs(3) {
                 for batch in epoch.batches(&examples[..], 6) {
-                    if at == Some(worker.round()) {
-                        // In the middle of the round, which is still to be finished.
+                    if matches!(told, Told::InRound(round) if round == worker.round()) {
                         context.status.leave(&context.placement);
                     }
                     let gradient = model.gradient(&batch);
@@ -1046,35 +1066,60 @@ fn run_with_a_leaving_worker(at: Option<u64>, rejoin: Duration) -> (Result<Flat,
         })
     };
     std::thread::scope(|scope| {
-        let server = scope.spawn(|| serve(&context(Replica::ps(0))));
-        let other = scope.spawn(|| train(&context(Replica::worker(0)), None));
-        let left = train(&context(Replica::worker(1)), at);
-        if at.is_some() && !rejoin.is_zero() {
-            // Nobody but the coordinator has told anyone, and it holds the place already.
-            train(&context(Replica::worker(1)), None).unwrap();
+        let servers = [0, 1].map(|rank| scope.spawn(move || serve(&context(Replica::ps(rank)))));
+        let train = &train;
+        let others = [0, 2].map(|rank| scope.spawn(move || train(&context(Replica::worker(rank)), Told::Never)));
+        let first = context(Replica::worker(1));
+        if let Told::After(time) = told {
+            let Context { status, placement, .. } = first.clone();
+            scope.spawn(move || {
+                std::thread::sleep(time);
+                status.leave(&placement);
+            });
         }
-        let ended = other.join().unwrap();
-        assert_eq!(server.join().unwrap().is_ok(), ended.is_ok());
+        let left = train(&first, told);
+        if left.is_err() && !rejoin.is_zero() {
+            // Nobody but the coordinator has told anyone, and it holds the place already.
+            train(&context(Replica::worker(1)), Told::Never).unwrap();
+        }
+        let [ended, other] = others.map(|other| other.join().unwrap());
+        assert!(
+            ended.is_ok() == other.is_ok()
+                && servers.into_iter().all(|end| end.join().unwrap().is_ok() == ended.is_ok())
+        );
         (ended, left)
     })
 }
 
 #[test]
 fn a_worker_that_is_told_to_end_leaves_between_rounds_and_its_next_life_ends_with_the_same_bits() {
-    let whole = run_with_a_leaving_worker(None, LEASE).0.unwrap();
+    let whole = run_with_a_leaving_worker(Told::Never, LEASE).0.unwrap();
     // In and between the epochs of five rounds, and in the last round of all.
-    for at in [0, 3, 4, 5, 14] {
-        let (ended, left) = run_with_a_leaving_worker(Some(at), LEASE);
-        assert!(ended.unwrap() == whole, "left in round {at}");
-        let expected = Failure::told_to_end(Replica::worker(1), Some(at + 1));
+    for round in [0, 3, 4, 5, 14] {
+        let (ended, left) = run_with_a_leaving_worker(Told::InRound(round), LEASE);
+        assert!(ended.unwrap() == whole, "left in round {round}");
+        let expected = Failure::told_to_end(Replica::worker(1), Some(round + 1));
         assert_eq!(left.err(), Some(expected), "the round in hand is finished");
     }
 }
 
 #[test]
+fn it_does_not_matter_when_a_worker_is_told_to_end() {
+    let whole = run_with_a_leaving_worker(Told::Never, LEASE).0.unwrap();
+    let mut left = 0;
+    for microseconds in (0..16).map(|step| step * step * 200) {
+        let told = Told::After(Duration::from_micros(microseconds));
+        let (ended, first) = run_with_a_leaving_worker(told, LEASE);
+        assert!(ended.unwrap() == whole, "{told:?}");
+        left += usize::from(first.is_err());
+    }
+    assert!(left > 0, "some of them come while it trains");
+}
+
+#[test]
 fn without_a_place_to_come_back_to_a_worker_that_is_told_to_end_is_the_cause() {
     let started = Instant::now();
-    let (ended, left) = run_with_a_leaving_worker(Some(7), Duration::ZERO);
+    let (ended, left) = run_with_a_leaving_worker(Told::InRound(7), Duration::ZERO);
     let failure = ended.unwrap_err();
     assert_eq!((failure.replica, failure.kind), (Replica::worker(1), FailureKind::Lost));
     assert_eq!(failure.message, "it was told to end (SIGTERM)");

@@ -85,6 +85,11 @@ enum Face {
     Surroundings { forwarded: Vec<String> },
     /// Replicas write to both streams.
     Lines,
+    /// Workers write lines of 100 bytes, so many bytes in each of so many seconds, a line of a megabyte, and one that is no
+    /// text.
+    Flood { seconds: u32, bytes: u32 },
+    /// Worker 0 takes so many mebibytes of memory and holds them.
+    Memory { mebibytes: usize },
     /// `train` waits for a thread of its own that uses rayon, as one that prefetches batches may.
     Prefetch,
     /// Trains a [`Law`], given as JSON, and prints the fingerprint of its model.
@@ -190,6 +195,8 @@ fn main() -> anyhow::Result<()> {
             launch_line(1.0)
         }
         Face::Surroundings { .. } => Surroundings {}.launch().map(drop).map_err(Into::into),
+        Face::Flood { seconds, bytes } => tell(Flood { seconds, bytes }.launch()).map(drop),
+        Face::Memory { mebibytes } => tell(Memory { mebibytes }.launch()).map(drop),
         Face::Lines => Lines.launch().map(drop).map_err(Into::into),
     }
 }
@@ -536,6 +543,60 @@ impl Train for Lines {
         let model = line::fit(worker, 1.0, 1)?;
         std::io::stderr().write_all(b"no end of stderr")?;
         print!("no end of stdout");
+        Ok(model)
+    }
+}
+
+/// Writes more than a slow reader takes at once.
+#[distributed_training(workers = 2, ps = 1)]
+#[derive(Serialize, Deserialize)]
+struct Flood {
+    seconds: u32,
+    bytes: u32,
+}
+
+impl Train for Flood {
+    type Model = Linear;
+
+    fn train(&self, worker: &Worker) -> anyhow::Result<Linear> {
+        const LINE: u32 = 100;
+        let mut number = 0;
+        let mut stdout = std::io::stdout().lock();
+        for _ in 0..self.seconds {
+            let second = std::time::Instant::now();
+            for _ in 0..self.bytes / LINE {
+                let head = format!("line {number} ");
+                writeln!(stdout, "{head}{}", "x".repeat(LINE as usize - 1 - head.len()))?;
+                number += 1;
+            }
+            stdout.flush()?;
+            thread::sleep(Duration::from_secs(1).saturating_sub(second.elapsed()));
+        }
+        writeln!(stdout, "{}", "m".repeat(1 << 20))?;
+        stdout.write_all(b"no text: \xff\xfe\n")?;
+        drop(stdout);
+        Ok(line::fit(worker, 1.0, 1)?)
+    }
+}
+
+/// Takes memory.
+#[distributed_training(workers = 2, ps = 1)]
+#[derive(Serialize, Deserialize)]
+struct Memory {
+    mebibytes: usize,
+}
+
+impl Train for Memory {
+    type Model = Linear;
+
+    fn train(&self, worker: &Worker) -> anyhow::Result<Linear> {
+        let model = line::fit(worker, 1.0, 1)?;
+        let mut held = Vec::new();
+        while worker.rank() == 0 && held.len() < self.mebibytes {
+            // Not zero, so that the pages are really taken.
+            held.push(vec![held.len() as u8 | 1; 1 << 20]);
+        }
+        std::hint::black_box(&held);
         Ok(model)
     }
 }

@@ -24,8 +24,9 @@ pub(super) fn rules(format: Format) -> Vec<PolicyRule> {
     let mut rules = vec![
         rule("batch", &["jobs"], &owned),
         rule("", applied, &APPLIED),
-        // One request ends all pods of a run.
-        rule("", &["pods"], &["delete", "deletecollection", "get", "list", "watch"]),
+        // One request ends all pods of a run; a pod is tried, and not created, before anything is built.
+        rule("", &["pods"], &["create", "delete", "deletecollection", "get", "list", "watch"]),
+        rule("", &["resourcequotas"], &["list"]),
         rule("", &["pods/log"], &["get"]),
         // Which of the two verbs a port-forward takes depends on the version of the cluster.
         rule("", &["pods/portforward"], &["create", "get"]),
