@@ -109,10 +109,14 @@ pub use config::LaunchOptions;
 pub use fairing_macros::distributed_training;
 #[cfg(feature = "docker")]
 pub use launch::docker::{Swept, sweep};
+#[cfg(feature = "kubernetes")]
+pub use launch::kubernetes::{ClusterRun, ClusterRunState};
 pub use protocol::failure::{Failure, FailureKind};
 #[cfg(feature = "docker")]
 pub use run::ImageError;
 pub use run::{Outcome, OutcomeError, Run, RunError, TrainError, Trained, in_replica};
+#[cfg(feature = "kubernetes")]
+pub use run::{attach, delete, logs, runs, stop, sweep_cluster};
 pub use runtime::data;
 pub use runtime::{Gradient, Model, Worker};
 pub use topology::{Mode, Topology};

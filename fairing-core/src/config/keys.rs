@@ -29,7 +29,7 @@ pub(super) struct Key {
 }
 
 /// Every key, in the order in which they are explained.
-pub(super) static KEYS: [Key; 50] = [
+pub(super) static KEYS: [Key; 51] = [
     Key {
         name: "workers",
         variable: "FAIRING_WORKERS",
@@ -453,6 +453,15 @@ pub(super) static KEYS: [Key; 50] = [
             Ok(())
         },
         show: |config| config.kubernetes.detach.to_string(),
+    },
+    Key {
+        name: "another",
+        variable: "FAIRING_ANOTHER",
+        apply: |config, written, _| {
+            config.kubernetes.another = boolean(written)?;
+            Ok(())
+        },
+        show: |config| config.kubernetes.another.to_string(),
     },
     Key {
         name: "dry_run",

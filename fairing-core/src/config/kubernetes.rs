@@ -56,6 +56,8 @@ pub struct KubernetesSettings {
     pub schedule_timeout: Duration,
     /// Whether the launch ends once the replicas are started, default no.
     pub detach: bool,
+    /// Whether another run is started although one trains the same type with the same value, default no.
+    pub another: bool,
     /// Labels of the nodes that may run the pods, default none: any node.
     pub node_selector: BTreeMap<String, String>,
     /// Taints of nodes that the pods bear, default none.
@@ -221,6 +223,7 @@ impl Default for KubernetesSettings {
             join_timeout: JOIN_TIMEOUT,
             schedule_timeout: SCHEDULE_TIMEOUT,
             detach: false,
+            another: false,
             node_selector: BTreeMap::new(),
             tolerations: Vec::new(),
             spread: true,

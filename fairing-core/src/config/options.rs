@@ -71,6 +71,7 @@ pub struct LaunchOptions {
     pub(super) runs: Option<PathBuf>,
     pub(super) cache: Option<PathBuf>,
     pub(super) detach: Option<bool>,
+    pub(super) another: Option<bool>,
     pub(super) dry_run: Option<bool>,
     pub(super) worker: Resources,
     pub(super) ps_resources: Resources,
@@ -346,6 +347,11 @@ impl LaunchOptions {
     /// Whether the launch ends once the replicas are started; for a cluster, where a run goes on without its launcher.
     pub fn detach(self, is_detached: bool) -> Self {
         Self { detach: Some(is_detached), ..self }
+    }
+
+    /// Whether a launch on a cluster starts another run although one trains the same type with the same value there.
+    pub fn another(self, is_another: bool) -> Self {
+        Self { another: Some(is_another), ..self }
     }
 
     /// Whether the launch only says what it would do.

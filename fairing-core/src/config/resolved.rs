@@ -270,6 +270,7 @@ mod tests {
             runs                     /project/target/fairing/runs   default
             cache                    /home/me/.cache/fairing/cache  default
             detach                   false                          default
+            another                  false                          default
             dry_run                  false                          default
             resources.worker.cpu     -                              default
             resources.worker.memory  -                              default
@@ -331,6 +332,7 @@ mod tests {
                 runs                     /project/target/fairing/runs   default
                 cache                    /home/me/.cache/fairing/cache  default
                 detach                   false                          default
+                another                  false                          default
                 dry_run                  false                          default
                 resources.worker.cpu     2                              attribute
                 resources.worker.memory  -                              default
@@ -389,6 +391,7 @@ mod tests {
                 runs                     /project/target/fairing/runs   default
                 cache                    /home/me/.cache/fairing/cache  default
                 detach                   false                          default
+                another                  false                          default
                 dry_run                  false                          default
                 resources.worker.cpu     500m                           /project/Fairing.toml:4
                 resources.worker.memory  -                              default
@@ -454,6 +457,7 @@ mod tests {
                 runs                     /project/target/fairing/runs   default
                 cache                    /home/me/.cache/fairing/cache  default
                 detach                   false                          default
+                another                  false                          default
                 dry_run                  false                          default
                 resources.worker.cpu     500m                           /project/Fairing.toml:4
                 resources.worker.memory  2Gi                            FAIRING_WORKER_MEMORY
@@ -504,6 +508,7 @@ mod tests {
             .runs("/runs")
             .cache("layers")
             .detach(false)
+            .another(true)
             .dry_run(true)
             .worker_resources(Resources { cpu: Some("3".parse().unwrap()), memory: None, gpu: None })
             .ps_resources(Resources { cpu: None, memory: Some("4Gi".parse().unwrap()), gpu: None });
@@ -555,6 +560,7 @@ mod tests {
                 runs                     /runs                                      LaunchOptions
                 cache                    /here/layers                               LaunchOptions
                 detach                   false                                      LaunchOptions
+                another                  true                                       LaunchOptions
                 dry_run                  true                                       LaunchOptions
                 resources.worker.cpu     3                                          LaunchOptions
                 resources.worker.memory  2Gi                                        FAIRING_WORKER_MEMORY

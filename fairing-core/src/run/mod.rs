@@ -9,6 +9,8 @@
 //! ```
 
 mod caller;
+#[cfg(feature = "kubernetes")]
+mod cluster;
 mod memory;
 mod outcome;
 mod replica;
@@ -30,6 +32,8 @@ use serde::{Deserialize, Serialize};
 use crate::__private::{Registration, Travels};
 use crate::config::{Config, ConfigError, Env as _, Explanation, LaunchOptions, ProcessEnv, Resolved, Surroundings};
 use crate::exit::ExitCode;
+#[cfg(feature = "kubernetes")]
+use crate::launch::kubernetes::{ClusterError, PreflightError};
 use crate::launch::{LaunchError, LaunchPlan, Program};
 use crate::lifeline;
 use crate::observe::events::Exit;
@@ -43,6 +47,8 @@ use crate::secure::{Authority, Identity, IdentityError};
 use crate::topology::{Address, JOIN, KEEP_RESULT, Member, Placement};
 use crate::training::DistributedTraining;
 
+#[cfg(feature = "kubernetes")]
+pub use cluster::{attach, delete, logs, runs, stop, sweep_cluster};
 pub(crate) use memory::train_in_memory;
 pub use memory::{TrainError, Trained};
 pub use outcome::{Outcome, OutcomeError};
@@ -51,6 +57,10 @@ pub(crate) use replica::dispatch;
 pub use ship::ImageError;
 
 use target::{Prepared, Site, Target};
+
+/// Most bytes of a value that travels in a Secret. Those hold a mebibyte, and identities lie beside it.
+#[cfg(feature = "kubernetes")]
+const MOST_VALUE_BYTES: usize = 512 << 10;
 
 /// Stands for the name of the run in a dry run, where there is none.
 const DRY_RUN: &str = "RUN";
@@ -159,6 +169,58 @@ pub enum RunError {
         /// What the others brought home.
         outcome: Box<Outcome>,
     },
+    /// There is no run of this name.
+    #[cfg(feature = "kubernetes")]
+    #[error(
+        "there is no run `{run}` in the namespace `{namespace}` ({}; set `namespace` or FAIRING_NAMESPACE to look in another)",
+        match known.as_slice() {
+            [] => "it has none".to_owned(),
+            known => format!("it has {}", known.join(", ")),
+        }
+    )]
+    NoSuchRun {
+        /// What was asked for.
+        run: String,
+        /// Where it was looked for.
+        namespace: String,
+        /// The runs that there are.
+        known: Vec<String>,
+    },
+    /// The same type is being trained with the same value.
+    #[cfg(feature = "kubernetes")]
+    #[error(
+        "the run `{run}` trains the same type with the same value at this moment (attach to it with `fairing_core::attach(\"{run}\")`, \
+         or set FAIRING_ANOTHER=1 to start another one)"
+    )]
+    AlreadyRuns {
+        /// The run.
+        run: String,
+    },
+    /// Something of a run could not be removed.
+    #[cfg(feature = "kubernetes")]
+    #[error("{}", left.join("; "))]
+    LeftBehind {
+        /// What, with the reason.
+        left: Vec<String>,
+    },
+    /// The value to train with is too large for a cluster's Secret.
+    #[cfg(feature = "kubernetes")]
+    #[error(
+        "the value to train with takes {size_bytes} bytes ({MOST_VALUE_BYTES} at most on a cluster; keep data out of its \
+         fields: `data` ships a folder)"
+    )]
+    ValueTooLarge {
+        /// Its size when serialised.
+        size_bytes: usize,
+    },
+    /// The cluster failed.
+    #[cfg(feature = "kubernetes")]
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    /// The run cannot be launched on the cluster.
+    #[cfg(feature = "kubernetes")]
+    #[error(transparent)]
+    Preflight(#[from] PreflightError),
     /// The caller ended the run before there was a result: a second Ctrl-C, or one before training began.
     #[error("stopped before there was a result")]
     Killed,
@@ -295,7 +357,7 @@ pub(crate) fn start<T: DistributedTraining>(value: &T, options: &LaunchOptions) 
         manifest: surroundings.manifest,
         data_dir: config.data_dir,
         seed: config.seed,
-        extension: T::Model::EXTENSION,
+        extension: T::Model::EXTENSION.to_owned(),
         started,
         messages: messages.clone(),
     };

@@ -73,7 +73,7 @@ pub(super) struct Watch {
     /// The data folder on this machine, which replicas elsewhere see at another place.
     pub(super) data_dir: Option<PathBuf>,
     pub(super) seed: u64,
-    pub(super) extension: &'static str,
+    pub(super) extension: String,
     pub(super) started: (Instant, SystemTime),
     pub(super) messages: SyncSender<Message>,
 }
@@ -247,7 +247,7 @@ struct Watcher {
     hashing: Option<Hashing>,
     hashes: Hashes,
     seed: u64,
-    extension: &'static str,
+    extension: String,
     started: (Instant, SystemTime),
     spawned: Instant,
     interrupts: Interrupts,
@@ -333,8 +333,7 @@ impl Watcher {
             }
             Message::Coordinator(Heard::Said(message)) => self.hear(message),
             Message::Coordinator(Heard::Model { model, tensors }) => {
-                let extension = self.extension;
-                let written = self.folder.write_model(extension, &model);
+                let written = self.folder.write_model(&self.extension, &model);
                 self.keep(written.map(drop).map_err(RunError::from));
                 if !tensors.is_empty() {
                     let written = self.folder.write_safetensors(&tensors);
@@ -724,7 +723,7 @@ impl Watcher {
                 written?;
                 let current = std::env::current_dir().unwrap_or_default();
                 self.view.say(&summary.text(self.folder.path(), &current));
-                let outcome = Outcome::new(self.folder, self.extension, self.metrics, summary);
+                let outcome = Outcome::new(self.folder, &self.extension, self.metrics, summary);
                 match &outcome.summary().status {
                     Status::Incomplete { lost } => {
                         let lost = lost.clone();

@@ -18,8 +18,8 @@ pub(super) const MANAGER: &str = "fairing";
 /// What was created.
 #[derive(Debug, Clone)]
 pub(crate) struct Applied {
-    /// Everything of the run by kind and name, its owner first.
-    pub(crate) objects: Vec<Named>,
+    /// What owns everything else of the run.
+    pub(crate) owner: Named,
     /// The version of the cluster's objects before the first pod.
     pub(crate) version: String,
     /// The run.
@@ -37,12 +37,10 @@ pub(crate) struct Named {
 
 /// Creates everything and releases it.
 pub(super) async fn apply(cluster: &Cluster, objects: &Objects) -> Result<Applied, ClusterError> {
-    let mut named = Vec::new();
     let mut owner: Option<DynamicObject> = None;
     for held in &objects.held {
         let object = held.owned_by(owner.as_ref().map(reference));
         owner = Some(apply_one(cluster, held, &object).await?);
-        named.push(held.named());
     }
     let owner = owner.expect("every rendering has an owner");
     let version = owner.resource_version().unwrap_or_default();
@@ -52,8 +50,6 @@ pub(super) async fn apply(cluster: &Cluster, objects: &Objects) -> Result<Applie
         async move { apply_one(cluster, manifest, &object).await }
     });
     try_join_all(rest).await?;
-    named.reverse();
-    named.extend(objects.rest.iter().map(Manifest::named));
     let mut released = objects.released.object.clone();
     // Applying creates what is not there. An owner that the cluster has removed meanwhile, with all that it owned, is not to
     // come back alone: an object that is named by its id is the one that there was, or a conflict.
@@ -74,7 +70,7 @@ pub(super) async fn apply(cluster: &Cluster, objects: &Objects) -> Result<Applie
         let parameters = kube::api::DeleteParams::background();
         let _ = cluster.ask("remove the anchor of a launch", || api.delete(&anchor.name, &parameters)).await;
     }
-    Ok(Applied { objects: named, version, run: objects.run.clone() })
+    Ok(Applied { owner: objects.released.named(), version, run: objects.run.clone() })
 }
 
 pub(super) fn api(cluster: &Cluster, resource: &kube::core::ApiResource) -> Api<DynamicObject> {

@@ -131,6 +131,11 @@ fn list(names: &[String]) -> String {
 }
 
 impl ClusterError {
+    /// Whether the cluster has no such kind, or shows none of it to this user.
+    pub(super) fn is_without(&self) -> bool {
+        self.is_absence() || matches!(self, ClusterError::Forbidden { .. })
+    }
+
     /// Whether the cluster said that there is no such thing.
     pub(super) fn is_absence(&self) -> bool {
         matches!(self, ClusterError::Refused { status: 404, .. })

@@ -8,6 +8,7 @@
 //! watch       pods, Jobs and events → what happens to the replicas
 //! logs        what containers wrote, without loss or repetition
 //! way         to the coordinator, by a port-forward
+//! runs        finding runs, and what it takes to attach to one
 //! tidy        removing all of it, and looking that it is gone
 //! ```
 //!
@@ -19,6 +20,7 @@ mod client;
 mod logs;
 pub(crate) mod manifest;
 mod preflight;
+mod runs;
 mod tidy;
 mod watch;
 mod way;
@@ -40,6 +42,8 @@ use crate::topology::{Address, Replica, Role, Topology};
 
 pub use client::{Cluster, ClusterError};
 pub use preflight::{Preflight, PreflightError};
+pub(crate) use runs::Attachment;
+pub use runs::{ClusterRun, ClusterRunState};
 
 use apply::Applied;
 use way::Forward;

@@ -3,13 +3,14 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use kube::api::{DeleteParams, ListParams};
+use kube::api::{DeleteParams, DynamicObject, ListParams};
 
-use super::apply::{Applied, api};
+use super::apply::{Applied, Named, api};
 use super::client::{Cluster, ClusterError};
-use super::manifest::RUN_LABEL;
+use super::manifest::{self, RUN_LABEL};
 
 /// How long the cluster may take to remove a run's objects; pods get seconds to end.
 const REMOVED: Duration = Duration::from_secs(60);
@@ -27,18 +28,26 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const GRACE_SECONDS: u32 = 1;
 
 /// Removes a run's objects and waits until they are gone. Returns what is left nevertheless, one thing and its reason a line.
+///
+/// The owner would take all with it; asking for each spares the wait for the cluster's garbage collector.
 pub(super) async fn remove(cluster: &Cluster, applied: &Applied) -> Vec<String> {
     let deadline = Instant::now() + AWAY;
+    let Applied { owner, run, .. } = applied;
     // The API's default for Jobs leaves their pods behind.
     let parameters = DeleteParams::background();
-    let deleting = applied.objects.iter().map(|named| {
-        let (api, parameters) = (api(cluster, &named.resource), &parameters);
+    let named = std::iter::once(owner.clone()).chain(manifest::companions(run));
+    let named: Vec<(Named, Api<DynamicObject>)> =
+        named.map(|named| (named.clone(), api(cluster, &named.resource))).collect();
+    let deleting = named.iter().map(|(named, api)| {
+        let parameters = &parameters;
         let action = format!("remove the {} `{}`", named.resource.kind, named.name);
         async move { cluster.ask_until(&action, deadline, || api.delete(&named.name, parameters)).await.map(drop) }
     });
-    let selector = ListParams::default().labels(&format!("{RUN_LABEL}={}", applied.run));
-    let pods: Api<Pod> = cluster.api();
+    let selector = ListParams::default().labels(&format!("{RUN_LABEL}={run}"));
+    let (jobs, pods): (Api<Job>, Api<Pod>) = (cluster.api(), cluster.api());
     let ending = async {
+        let end = || jobs.delete_collection(&parameters, &selector);
+        cluster.ask_until("remove the Jobs of a run", deadline, end).await?;
         let parameters = DeleteParams::background().grace_period(GRACE_SECONDS);
         let end = || pods.delete_collection(&parameters, &selector);
         cluster.ask_until("end the pods of a run", deadline, end).await.map(drop)
@@ -48,31 +57,39 @@ pub(super) async fn remove(cluster: &Cluster, applied: &Applied) -> Vec<String> 
         deleted.into_iter().chain([ended]).filter_map(Result::err).filter(|error| !error.is_absence()).collect();
     if let Some(error) = failed.first() {
         return vec![format!(
-            "something of the run `{}` is left in the namespace `{}`: {error} (it ends and is removed by itself, at the \
-             latest when its deadline has passed; `fairing_core::sweep()` removes it now)",
-            applied.run,
+            "something of the run `{run}` is left in the namespace `{}`: {error} (it ends and is removed by itself, at the \
+             latest when its deadline has passed; `fairing_core::delete(\"{run}\")` removes it now)",
             cluster.namespace()
         )];
     }
-    wait_until_gone(cluster, applied, &selector).await
+    wait_until_gone(cluster, &named, run, &selector).await
 }
 
-async fn wait_until_gone(cluster: &Cluster, applied: &Applied, selector: &ListParams) -> Vec<String> {
+async fn wait_until_gone(
+    cluster: &Cluster,
+    named: &[(Named, Api<DynamicObject>)],
+    run: &str,
+    selector: &ListParams,
+) -> Vec<String> {
     let deadline = Instant::now() + REMOVED;
     let mut pause = FIRST_PAUSE;
-    let pods: Api<Pod> = cluster.api();
+    let (jobs, pods): (Api<Job>, Api<Pod>) = (cluster.api(), cluster.api());
+    let unknown = |error: ClusterError| vec![format!("whether the run `{run}` is gone is not known: {error}")];
     loop {
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
         let list = cluster.ask_until("list the pods of a run", deadline, || pods.list_metadata(selector)).await;
         let mut left = match list {
             Ok(list) => list.items.iter().map(|pod| format!("the Pod `{}`", name(&pod.metadata))).collect::<Vec<_>>(),
-            Err(error) => return vec![format!("whether the run `{}` is gone is not known: {error}", applied.run)],
+            Err(error) => return unknown(error),
         };
         if left.is_empty() {
             // Pods go last; the others need one look.
-            for named in &applied.objects {
-                let api = api(cluster, &named.resource);
+            match cluster.ask_until("list the Jobs of a run", deadline, || jobs.list_metadata(selector)).await {
+                Ok(list) => left.extend(list.items.iter().map(|job| format!("the Job `{}`", name(&job.metadata)))),
+                Err(error) => return unknown(error),
+            }
+            for (named, api) in named.iter().filter(|(named, _)| named.resource.kind != "Job") {
                 match cluster.ask_once("look for what is left", api.get_metadata(&named.name)).await {
                     Err(error) if error.is_absence() => {}
                     Err(error) => left.push(format!("the {} `{}` perhaps ({error})", named.resource.kind, named.name)),

@@ -20,11 +20,13 @@ pub(super) fn rules(format: Format) -> Vec<PolicyRule> {
     };
     // Runs are found by listing their owners, and followed by watching.
     let owned = [&APPLIED[..], &["list", "watch"]].concat();
-    let applied: &[&str] = if format == Format::Jobs { &["secrets", "services"] } else { &["secrets"] };
+    // One request removes all Jobs of a run, another one ends its pods.
+    let jobs = [&owned[..], &["deletecollection"]].concat();
     let mut rules = vec![
-        rule("batch", &["jobs"], &owned),
-        rule("", applied, &APPLIED),
-        // One request ends all pods of a run.
+        rule("batch", &["jobs"], &jobs),
+        rule("", &["secrets"], &APPLIED),
+        // An operator makes its own, which are removed with what is left of a run all the same.
+        rule("", &["services"], if format == Format::Jobs { &APPLIED } else { &["delete", "get"] }),
         rule("", &["pods"], &["delete", "deletecollection", "get", "list", "watch"]),
         rule("", &["pods/log"], &["get"]),
         // Which of the two verbs a port-forward takes depends on the version of the cluster.
@@ -44,6 +46,5 @@ pub(crate) fn role(scene: &Scene) -> String {
     yaml(&Role {
         metadata: ObjectMeta { name: Some("fairing".to_owned()), ..ObjectMeta::default() },
         rules: Some(rules(scene.format)),
-        ..Role::default()
     })
 }

@@ -1,0 +1,225 @@
+//! The runs of a namespace: finding them, and what it takes to attach to one.
+//!
+//! All that is needed lies in the cluster: the owner's annotations say what the run is, and a Secret holds what a caller
+//! proves itself with.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{ApiResource, DynamicObject, ListParams, LogParams};
+use kube::{Api, ResourceExt as _};
+
+use super::apply::{Applied, Named, api};
+use super::client::{Cluster, ClusterError};
+use super::manifest::{self, Note, ROLE_LABEL, RUN_LABEL};
+use super::tidy;
+use crate::topology::Replica;
+
+/// A run as its cluster has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ClusterRun {
+    /// Its name.
+    pub name: String,
+    /// The annotated type.
+    pub type_name: String,
+    /// Who launched it, as far as that is known.
+    pub user: Option<String>,
+    /// When, in seconds since 1970 by the cluster's clock.
+    pub created: i64,
+    /// How far it has come.
+    pub state: ClusterRunState,
+    /// Hash of the type and of the value that it trains with, hexadecimal.
+    pub value_sha256: String,
+}
+
+/// How far a run has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ClusterRunState {
+    /// It is being launched, trains, or keeps its result for whoever comes for it.
+    Alive,
+    /// It has ended, and what is left of it is removed by the cluster in a while.
+    Ended,
+    /// It has failed, and what is left of it is removed by the cluster in a while.
+    Failed {
+        /// Why, in the cluster's words.
+        reason: String,
+    },
+}
+
+impl fmt::Display for ClusterRunState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ClusterRunState::Alive => f.write_str("alive"),
+            ClusterRunState::Ended => f.write_str("ended"),
+            ClusterRunState::Failed { reason } => write!(f, "failed ({reason})"),
+        }
+    }
+}
+
+/// What attaching to a run takes.
+pub(crate) struct Attachment {
+    pub(crate) run: ClusterRun,
+    pub(crate) note: Note,
+    /// With what a caller proves who it is.
+    pub(crate) identity: Vec<u8>,
+    pub(crate) applied: Applied,
+}
+
+impl Cluster {
+    /// The runs of the namespace, the newest first.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError`] if they cannot be listed.
+    pub fn runs(&self) -> Result<Vec<ClusterRun>, ClusterError> {
+        Ok(self.reactor().wait(owners(self, None))?.into_iter().map(|(run, ..)| run).collect())
+    }
+
+    /// What it takes to attach to the run `name`; `None` if there is none.
+    pub(crate) fn attachment(&self, name: &str) -> Result<Option<Attachment>, ClusterError> {
+        self.reactor().wait(async {
+            let Some((run, owner, resource)) = owners(self, Some(name)).await?.into_iter().next() else {
+                return Ok(None);
+            };
+            let note = manifest::note(&owner).ok_or_else(|| ClusterError::Refused {
+                action: format!("attach to the run `{name}`"),
+                reason: "another version of fairing launched it".to_owned(),
+                status: 0,
+            })?;
+            let secrets: Api<Secret> = self.api();
+            let secret = manifest::caller_secret(name);
+            let found = self.ask("get the caller's identity", || secrets.get(&secret)).await?;
+            let identity = found.data.and_then(|mut data| data.remove(manifest::IDENTITY_KEY)).unwrap_or_default().0;
+            let version = owner.resource_version().unwrap_or_default();
+            let owner = Named { resource, name: owner.name_any() };
+            Ok(Some(Attachment { run, note, identity, applied: Applied { owner, version, run: name.to_owned() } }))
+        })
+    }
+
+    /// Removes everything of the run `name`, alive or not. Returns what is left nevertheless, one thing and its reason a line.
+    pub(crate) fn remove(&self, applied: &Applied) -> Vec<String> {
+        self.reactor().wait(tidy::remove(self, applied))
+    }
+
+    /// Removes what is left of runs that have ended, and says of which, or why not.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError`] if the runs cannot be listed.
+    pub fn sweep(&self) -> Result<Vec<String>, ClusterError> {
+        self.reactor().wait(async {
+            let mut said = Vec::new();
+            for (run, owner, resource) in owners(self, None).await? {
+                let name = &run.name;
+                if run.state == ClusterRunState::Alive {
+                    said.push(format!("left the run `{name}` alone: it is alive"));
+                    continue;
+                }
+                let owner = Named { resource, name: owner.name_any() };
+                let applied = Applied { owner, version: String::new(), run: name.clone() };
+                let left = tidy::remove(self, &applied).await;
+                match left.is_empty() {
+                    true => said.push(format!("removed what the run `{name}` had left")),
+                    false => said.extend(left.into_iter().map(|left| format!("not removed: {left}"))),
+                }
+            }
+            if said.is_empty() {
+                said.push(format!("nothing was left of earlier runs in the namespace `{}`", self.namespace()));
+            }
+            Ok(said)
+        })
+    }
+
+    /// What a replica of the run `name` has written so far, its last pod's. `None` if it has no pod.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError`] if the log cannot be had.
+    pub fn logs(&self, name: &str, replica: Replica) -> Result<Option<String>, ClusterError> {
+        self.reactor().wait(async {
+            let pods: Api<Pod> = self.api();
+            let selector = format!("{RUN_LABEL}={name},{ROLE_LABEL}={}", replica.role);
+            let parameters = ListParams::default().labels(&selector);
+            let list = self.ask("list the pods of a run", || pods.list(&parameters)).await?;
+            let own = list.items.into_iter().filter(|pod| manifest::rank_of(pod) == Some(replica.rank.0));
+            let Some(pod) = own.max_by_key(|pod| pod.metadata.creation_timestamp.clone().map(|time| time.0)) else {
+                return Ok(None);
+            };
+            let (pod, parameters) = (pod.name_any(), LogParams::default());
+            self.ask("get a log", || pods.logs(&pod, &parameters)).await.map(Some)
+        })
+    }
+}
+
+/// The owners of all runs, or of one, the newest first.
+async fn owners(
+    cluster: &Cluster,
+    name: Option<&str>,
+) -> Result<Vec<(ClusterRun, DynamicObject, ApiResource)>, ClusterError> {
+    let (key, value) = manifest::MANAGER_LABEL;
+    let mut selector = format!("{key}={value}");
+    if let Some(name) = name {
+        selector += &format!(",{RUN_LABEL}={name}");
+    }
+    let parameters = ListParams::default().labels(&selector);
+    let mut found = Vec::new();
+    for resource in manifest::owner_kinds() {
+        let api = api(cluster, &resource);
+        let list = match cluster.ask("list the runs", || api.list(&parameters)).await {
+            Ok(list) => list,
+            // This cluster has no such operator, or they are none of our business there.
+            Err(error) if resource.group != "batch" && error.is_without() => continue,
+            Err(error) => return Err(error),
+        };
+        for owner in list {
+            let annotations = owner.annotations();
+            let text = |key: &str| annotations.get(key).cloned();
+            // Of the Jobs of a run only one is its owner.
+            let (Some(type_name), Some(name)) =
+                (text(manifest::TYPE_ANNOTATION), owner.labels().get(RUN_LABEL).cloned())
+            else {
+                continue;
+            };
+            let created = owner.creation_timestamp().map_or(0, |time| seconds(time.0));
+            let run = ClusterRun {
+                name,
+                type_name,
+                user: text(manifest::USER_ANNOTATION),
+                created,
+                state: state(&owner),
+                value_sha256: text(manifest::VALUE_ANNOTATION).unwrap_or_default(),
+            };
+            found.push((run, owner, resource.clone()));
+        }
+    }
+    found.sort_by_key(|(run, ..)| std::cmp::Reverse(run.created));
+    Ok(found)
+}
+
+fn seconds(time: Timestamp) -> i64 {
+    time.as_second()
+}
+
+fn state(owner: &DynamicObject) -> ClusterRunState {
+    let conditions = owner.data["status"]["conditions"].as_array();
+    let holding: BTreeMap<&str, String> = conditions
+        .into_iter()
+        .flatten()
+        .filter(|condition| condition["status"] == "True")
+        .filter_map(|condition| {
+            let words = ["reason", "message"].map(|key| condition[key].as_str().unwrap_or_default());
+            Some((condition["type"].as_str()?, words.join(": ")))
+        })
+        .collect();
+    // The names of Jobs, of JobSets and of TFJobs.
+    let of = |kinds: &[&str]| kinds.iter().find_map(|kind| holding.get(kind).cloned());
+    match (of(&["Failed", "FailureTarget"]), of(&["Complete", "SuccessCriteriaMet", "Completed", "Succeeded"])) {
+        (Some(reason), _) => ClusterRunState::Failed { reason },
+        (None, Some(_)) => ClusterRunState::Ended,
+        (None, None) => ClusterRunState::Alive,
+    }
+}
