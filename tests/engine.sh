@@ -5,6 +5,9 @@
 #
 #     unshare --mount --net --pid --fork --kill-child --mount-proc sh tests/engine.sh FOLDER [REGISTRY-CONFIGURATION]
 #
+# FAIRING_TESTS_CERTIFICATES names a folder as /etc/docker/certs.d: whom the engine trusts at which registry. With
+# FAIRING_TESTS_TLS, a folder of ca.pem, cert.pem and key.pem, it also listens at tcp://127.0.0.1:2376, with mutual TLS.
+#
 # FOLDER is a new folder: `docker.sock` and `docker.log` are in it while the engine runs. With a configuration, a registry
 # runs beside the engine, so that what is pushed to a registry with the same storage outside can be pulled inside.
 
@@ -17,6 +20,19 @@ name=fairing-$(basename "$folder")
 mount --make-rprivate / && mount -t tmpfs tmpfs /run || exit 1
 mkdir /run/data /run/tmp
 ip link set lo up
+# An address that is not the machine's own loopback, where engines trust whoever answers.
+ip address add 192.0.2.10/32 dev lo
+if [ -n "${FAIRING_TESTS_CERTIFICATES:-}" ]; then
+    mkdir /run/etc /run/etc-work
+    mount -t overlay -o lowerdir=/etc,upperdir=/run/etc,workdir=/run/etc-work overlay /etc || exit 1
+    mkdir -p /etc/docker
+    cp -r "$FAIRING_TESTS_CERTIFICATES" /etc/docker/certs.d
+fi
+tls=
+if [ -n "${FAIRING_TESTS_TLS:-}" ]; then
+    tls="--host tcp://127.0.0.1:2376 --tlsverify --tlscacert $FAIRING_TESTS_TLS/ca.pem"
+    tls="$tls --tlscert $FAIRING_TESTS_TLS/cert.pem --tlskey $FAIRING_TESTS_TLS/key.pem"
+fi
 
 if [ $# -gt 1 ]; then
     docker-registry serve "$2" </dev/null >"$folder/registry.log" 2>&1 &
@@ -34,7 +50,8 @@ if [ "${FAIRING_TESTS_ENGINE:-docker}" = podman ]; then
     exit
 fi
 # The folder of the data is on the temporary file system above, and so are all images and containers.
-DOCKER_TMPDIR=/run/tmp dockerd --host "unix://$folder/docker.sock" --data-root /run/data --exec-root /run/exec \
+# shellcheck disable=SC2086 # several arguments, and no blank in the names of temporary folders
+DOCKER_TMPDIR=/run/tmp dockerd --host "unix://$folder/docker.sock" $tls --data-root /run/data --exec-root /run/exec \
     --pidfile /run/docker.pid --cgroup-parent "/$name" </dev/null >"$folder/docker.log" 2>&1 &
 
 cat >/dev/null

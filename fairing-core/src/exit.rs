@@ -17,9 +17,10 @@ use std::fmt;
 /// | 71 | a peer did not answer in time |
 /// | 101 | panicked |
 /// | 130 | stopped by the user (Ctrl-C; the launcher's code) |
+/// | 143 | told to end (SIGTERM) in a container: a worker when its round was finished, a server when the others had heard it |
 ///
 /// 64 to 71 lie in the range that `sysexits.h` leaves to programs, below the 126 and up that shells use; 101 is Rust's own
-/// code for a panic; 130 is what shells report for SIGINT.
+/// code for a panic; 130 and 143 are what shells report for SIGINT and SIGTERM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ExitCode {
     /// Did its part to the end.
@@ -44,9 +45,11 @@ pub enum ExitCode {
     Panic,
     /// Stopped by the user; the launcher's code.
     Stopped,
+    /// Told to end by whoever runs its container: evicted, deleted, stopped.
+    Terminated,
 }
 
-const ALL: [ExitCode; 11] = [
+const ALL: [ExitCode; 12] = [
     ExitCode::Success,
     ExitCode::UserError,
     ExitCode::Layout,
@@ -58,6 +61,7 @@ const ALL: [ExitCode; 11] = [
     ExitCode::Timeout,
     ExitCode::Panic,
     ExitCode::Stopped,
+    ExitCode::Terminated,
 ];
 
 impl ExitCode {
@@ -75,6 +79,7 @@ impl ExitCode {
             ExitCode::Timeout => 71,
             ExitCode::Panic => 101,
             ExitCode::Stopped => 130,
+            ExitCode::Terminated => 143,
         }
     }
 
@@ -97,6 +102,7 @@ impl ExitCode {
             ExitCode::Timeout => "waited in vain for a peer",
             ExitCode::Panic => "panicked",
             ExitCode::Stopped => "was stopped by the user",
+            ExitCode::Terminated => "was told to end (SIGTERM)",
         }
     }
 

@@ -26,6 +26,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::process::{Pid, Signal};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag::register_conditional_shutdown;
+use signal_hook::iterator::Signals;
 
 use crate::config::{Env as _, ProcessEnv};
 use crate::exit::ExitCode;
@@ -52,6 +53,12 @@ const MAX_IDENTITY_BYTES: u64 = 64 << 10;
 /// How the name of a run's private folder begins; a replica whose launcher died removes nothing else.
 pub(crate) const PRIVATE_FOLDER_PREFIX: &str = "fairing-";
 
+/// Where Kubernetes looks for a container's last words, if it has made the file.
+const TERMINATION_LOG: &str = "/dev/termination-log";
+
+/// What Kubernetes reads of them.
+const TERMINATION_LOG_BYTES: usize = 4096;
+
 /// Lowest descriptor that the pipe is moved to, out of the way of programs that expect inherited ones from 3 on.
 const LOWEST_DESCRIPTOR: i32 = 10;
 
@@ -68,6 +75,10 @@ static START_DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
 /// The process that started this replica and holds its pipe.
 static LAUNCHER: OnceLock<Option<Pid>> = OnceLock::new();
 static ATTACHED: AtomicBool = AtomicBool::new(false);
+/// This replica is one of a cluster: its payload is in a folder.
+static IN_CLUSTER: AtomicBool = AtomicBool::new(false);
+/// Set while a signal to end ends this process at once; absent where signals do what they do without fairing.
+static ENDS_AT_ONCE: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 static REACHED_LAUNCH: AtomicBool = AtomicBool::new(false);
 static PAYLOAD: Mutex<Delivery> = Mutex::new(Delivery::Pending);
 static PAYLOAD_CHANGED: Condvar = Condvar::new();
@@ -263,10 +274,10 @@ fn attach() {
     if !Placement::is_in(&ProcessEnv) || relay::is_asked() || !leads_its_group() {
         return;
     }
-    if rustix::process::getpid().is_init() {
+    let folder = ProcessEnv.get(FOLDER).map(PathBuf::from);
+    if rustix::process::getpid().is_init() || folder.is_some() {
         end_at_termination();
     }
-    let folder = ProcessEnv.get(FOLDER).map(PathBuf::from);
     let pipe = if folder.is_none() { take_stdin() } else { None };
     // Read here, while no other thread can change the environment.
     let placement = Placement::from_env(&ProcessEnv).ok();
@@ -274,6 +285,7 @@ fn attach() {
     let watch: Box<dyn FnOnce() + Send> = match (folder, pipe) {
         (Some(folder), _) => {
             *lock_payload() = Delivery::InFolder(start_directory().join(folder));
+            IN_CLUSTER.store(true, Ordering::Release);
             Box::new(move || expect_launch(placement.as_ref(), launch_by))
         }
         (None, Some(pipe)) => {
@@ -293,10 +305,64 @@ fn attach() {
 
 /// The first process of a container is not ended by a signal unless it says so itself.
 fn end_at_termination() {
+    let at_once = ENDS_AT_ONCE.get_or_init(|| Arc::new(AtomicBool::new(true)));
     for signal in [SIGINT, SIGTERM] {
         // As a shell reports a process that such a signal ended. The only failure is a signal that cannot be caught.
-        let _ = register_conditional_shutdown(signal, 128 + signal, Arc::new(AtomicBool::new(true)));
+        let _ = register_conditional_shutdown(signal, 128 + signal, at_once.clone());
     }
+}
+
+/// Calls `end` in a thread of its own when the process is told to end by SIGTERM, instead of ending at once. Only for the first
+/// process of a container, docker's included (`docker stop` waits ten seconds before it uses force, a pod's grace is longer),
+/// and for replicas in a cluster: elsewhere a signal does what it does without fairing.
+pub(crate) fn at_termination(end: impl FnOnce() + Send + 'static) {
+    let Some(at_once) = ENDS_AT_ONCE.get() else { return };
+    // Either fails only if the system is out of something; then the signal goes on ending the process at once.
+    let Ok(mut signals) = Signals::new([SIGTERM]) else { return };
+    let waiting = thread::Builder::new().name("fairing-signals".into());
+    let waiting = waiting.spawn(move || {
+        if signals.forever().next().is_some() {
+            end();
+        }
+    });
+    if waiting.is_ok() {
+        at_once.store(false, Ordering::Release);
+    }
+}
+
+/// Says why this process ends: on its standard error, and in a cluster where the cluster keeps it when the pod's log is gone.
+pub(crate) fn last_words(text: &str) {
+    complain(text);
+    echo(text);
+}
+
+/// As [`last_words`] of a process that ends because of another one: only where they are kept, so that the cause does not die with
+/// the coordinator; its own log need not repeat it.
+pub(crate) fn echo(text: &str) {
+    if IN_CLUSTER.load(Ordering::Acquire) {
+        leave_in(Path::new(TERMINATION_LOG), text);
+    }
+}
+
+/// Writes as much of `text` as is read into a file that exists.
+fn leave_in(path: &Path, text: &str) {
+    // Whoever ends has nobody left to complain to about that.
+    let _ = fs::OpenOptions::new()
+        .write(true)
+        .truncate(true)
+        .open(path)
+        .and_then(|mut file| file.write_all(shortened(text, TERMINATION_LOG_BYTES).as_bytes()));
+}
+
+/// The beginning, which names the cause, and the end, which says where: of a panic its place, of an error its root.
+fn shortened(text: &str, most_bytes: usize) -> String {
+    const GAP: &str = "\n[...]\n";
+    if text.len() <= most_bytes {
+        return text.to_owned();
+    }
+    let part_bytes = (most_bytes - GAP.len()) / 2;
+    let (head, tail) = (text.floor_char_boundary(part_bytes), text.ceil_char_boundary(text.len() - part_bytes));
+    [&text[..head], GAP, &text[tail..]].concat()
 }
 
 fn current_directory() -> PathBuf {
@@ -353,7 +419,7 @@ fn expect_launch(placement: Option<&Placement>, launch_by: Instant) {
 
 fn end_unlaunched(placement: Option<&Placement>) -> ! {
     let name = placement.map_or_else(|| "this replica".to_owned(), |placement| placement.replica.to_string());
-    complain(&format!(
+    last_words(&format!(
         "{name} did not reach `launch()` within {} s of its start (`main` runs in every replica: skip what only the \
          caller needs where `fairing_core::in_replica()` is true)",
         LAUNCH_DEADLINE.as_secs()
@@ -558,8 +624,49 @@ mod tests {
     }
 
     #[test]
+    #[cfg(all(target_os = "linux", feature = "image"))]
+    fn lifeline_is_seen_from_outside() {
+        let process = std::process::id();
+        assert_eq!(holds_lifeline(process), Some(false));
+        thread::scope(|scope| {
+            let (stop, stopped) = std::sync::mpsc::channel::<()>();
+            let holder = thread::Builder::new().name(WATCHER.into());
+            holder.spawn_scoped(scope, move || stopped.recv()).unwrap();
+            let deadline = Instant::now() + Duration::from_secs(60);
+            // A thread gives itself its name when it begins to run.
+            while holds_lifeline(process) != Some(true) {
+                assert!(Instant::now() < deadline);
+                thread::sleep(Duration::from_millis(1));
+            }
+            drop(stop);
+        });
+    }
+
+    #[test]
     fn process_without_launcher_has_no_payload() {
         assert!(matches!(payload(Duration::ZERO), Err(LifelineError::NotAttached)));
+    }
+
+    #[test]
+    fn last_words_fit_and_are_left_only_where_somebody_looks() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("termination-log");
+        leave_in(&path, "nobody looks");
+        assert!(!path.exists());
+        fs::write(&path, b"of another life, and longer").unwrap();
+        leave_in(&path, "short");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "short");
+        for text in [
+            "cause ".to_owned() + &"x".repeat(10_000) + " (place)",
+            "cause ü".to_owned() + &"ü".repeat(5_000) + "(place)",
+        ] {
+            leave_in(&path, &text);
+            let left = fs::read_to_string(&path).unwrap();
+            assert!(left.len() <= TERMINATION_LOG_BYTES && left.len() > TERMINATION_LOG_BYTES - 16, "{}", left.len());
+            assert!(left.starts_with("cause ") && left.ends_with("(place)") && left.contains("[...]"));
+        }
+        let whole = "y".repeat(TERMINATION_LOG_BYTES);
+        assert_eq!(shortened(&whole, TERMINATION_LOG_BYTES), whole);
     }
 
     #[test]

@@ -18,6 +18,8 @@ files=$4
 shift 4
 # shellcheck source=parts.sh
 source "$parts_folder/parts.sh"
+# shellcheck source=certificates.sh
+source "$parts_folder/certificates.sh"
 
 began=${EPOCHREALTIME/[.,]/}
 trap 'exit 130' INT
@@ -96,65 +98,9 @@ control_groups() {
     done < <(awk '$3 == "cgroup" { print $2 }' /proc/mounts)
 }
 
-# certificate NAME SUBJECT [EXTENSION...]: a key and a certificate that the cluster's authority has signed.
-certificate() {
-    local name=$1 subject=$2 extension extensions=()
-    shift 2
-    for extension in "$@"; do
-        extensions+=(-addext "$extension")
-    done
-    openssl req -x509 -config pki/openssl.cnf -CA pki/ca.crt -CAkey pki/ca.key -newkey ec -pkeyopt ec_paramgen_curve:P-256 \
-        -noenc -days 365 -keyout "pki/$name.key" -out "pki/$name.crt" -subj "$subject" "${extensions[@]}"
-}
-
-# user NAME SUBJECT: a kubeconfig with a certificate.
-user() {
-    certificate "$1" "$2" && kubeconfig_of "$1" >"users/$1"
-}
-
-kubeconfig_of() {
-    cat <<YAML
-apiVersion: v1
-kind: Config
-clusters:
-  - name: test
-    cluster: {server: "$server", certificate-authority-data: $(base64 -w0 pki/ca.crt)}
-users:
-  - name: $1
-    user: {client-certificate-data: $(base64 -w0 "pki/$1.crt"), client-key-data: $(base64 -w0 "pki/$1.key")}
-contexts:
-  - name: $1
-    context: {cluster: test, user: $1}
-current-context: $1
-YAML
-}
-
-# webhook OPERATOR SERVICE.NAMESPACE AUTHORITY: what the operator would mint for its webhooks.
-webhook() {
-    local folder=pki/webhook-$1 key=(-newkey ec -pkeyopt "ec_paramgen_curve:P-256" -noenc -days 3650)
-    mkdir "$folder"
-    openssl req -x509 -config pki/openssl.cnf "${key[@]}" -keyout "$folder/ca.key" -out "$folder/ca.crt" -subj "/O=$3/CN=$3" \
-        -extensions authority -addext "subjectAltName=DNS:$3" &&
-        openssl req -x509 -config pki/openssl.cnf -CA "$folder/ca.crt" -CAkey "$folder/ca.key" "${key[@]}" \
-            -keyout "$folder/tls.key" -out "$folder/tls.crt" -subj "/CN=$2.svc" -addext "subjectAltName=DNS:$2.svc"
-}
-
 secrets() (
     cd "$TEST_CLUSTER" || exit
-    # rustls refuses certificates without any extension.
-    cat >pki/openssl.cnf <<'CONF'
-[req]
-distinguished_name = name
-x509_extensions = leaf
-[name]
-[leaf]
-basicConstraints = critical, CA:FALSE
-keyUsage = critical, digitalSignature, keyEncipherment
-extendedKeyUsage = serverAuth, clientAuth
-[authority]
-basicConstraints = critical, CA:TRUE
-keyUsage = critical, keyCertSign, digitalSignature
-CONF
+    certificate_rules
     openssl req -x509 -config pki/openssl.cnf -extensions authority -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc \
         -days 3650 -keyout pki/ca.key -out pki/ca.crt -subj /CN=test-cluster &&
         openssl ecparam -name prime256v1 -genkey -noout -out pki/service-accounts.key &&
@@ -171,17 +117,6 @@ CONF
         user coredns /O=system:masters/CN=coredns &&
         user kube-router /O=system:masters/CN=kube-router &&
         cp users/admin kubeconfig && chmod 600 kubeconfig
-)
-
-# Not needed for the start of a cluster without them.
-secrets_of_operators() (
-    cd "$TEST_CLUSTER" || exit
-    # Their own service accounts, and so the rights of their own roles.
-    user jobset "/O=system:serviceaccounts/CN=system:serviceaccount:jobset-system:jobset-controller-manager" &&
-        user tfjob "/O=system:serviceaccounts/CN=system:serviceaccount:kubeflow:training-operator" &&
-        user kwok /O=system:masters/CN=kwok &&
-        webhook jobset jobset-webhook-service.jobset-system jobset-ca &&
-        webhook tfjob training-operator.kubeflow training-operator-ca
 )
 
 configurations() (
@@ -307,7 +242,6 @@ start_cluster() {
     launch registry
     secrets >"$TEST_CLUSTER/logs/secrets.log" 2>&1 || fail "no certificates"
     launch kube-apiserver
-    secrets_of_operators >>"$TEST_CLUSTER/logs/secrets.log" 2>&1 || fail "no certificates"
     await_service containerd || fail containerd
     import_pause_image >"$TEST_CLUSTER/logs/images.log" 2>&1 || fail "the pause image was refused"
     await_service kube-apiserver || fail kube-apiserver
@@ -327,7 +261,7 @@ start_cluster() {
 start_operators() {
     local part
     for part in "${operators[@]}"; do
-        prepare_operator "$part" || fail "$part"
+        prepare "$part" || fail "$part"
         launch "$part"
     done
     for part in "${operators[@]}"; do

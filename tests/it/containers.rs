@@ -7,15 +7,20 @@ mod engine;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{LazyLock, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use fairing_core::{DistributedTraining as _, Topology};
 use fairing_tests::law::{Kind, Law, Rule};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 
 use crate::support::{Ended, PATIENCE, Program, Running, Signal};
@@ -345,6 +350,14 @@ fn pushed_image_is_run_by_its_digest_and_sent_once() {
     // A name for people beside the digest.
     let tags = stage.ask("team/fixture/tags/list");
     assert!(tags.contains("\"tags\":[\""), "{tags}");
+    // Outside of git it is that of the run, and the image is the same one.
+    let outside = tempfile::tempdir().unwrap();
+    let third = program().env("CARGO_MANIFEST_DIR", outside.path().to_str().unwrap()).run().code(0);
+    assert_eq!(said(&third, " is there already"), reference);
+    let run = fs::canonicalize(third.run_folder()).unwrap();
+    let run = run.file_name().unwrap().to_str().unwrap();
+    let tagged = stage.ask(&format!("team/fixture/manifests/{run}"));
+    assert!(tagged.contains(reference.split_once('@').unwrap().1), "{tagged}");
 
     // containerd, which clusters use, takes it too; the one behind the engine, without the engine.
     let containerd = |arguments: &[&str]| {
@@ -389,9 +402,364 @@ fn engine_builds_the_image_from_a_dockerfile() {
     assert!(stage.ask("team/own/tags/list").contains("\"tags\":[\""));
 
     let missing = folder.path().join("Nowhere");
-    let ended = program().env("FAIRING_DOCKERFILE", missing.to_str().unwrap()).run().code(1);
-    let ended = ended.says("cannot read the Dockerfile").says("Nowhere");
+    // Named before anything is packed, as a dry run shows, which ends with that.
+    for dry_run in ["0", "1"] {
+        let program = program().env("FAIRING_DRY_RUN", dry_run);
+        let ended = program.env("FAIRING_DOCKERFILE", missing.to_str().unwrap()).run().code(1);
+        let ended = ended.says("cannot read the Dockerfile").says("Nowhere");
+        assert!(!ended.run_folder().exists());
+    }
+}
+
+#[test]
+fn more_cores_than_the_engine_has_are_named_before_anything_is_made() {
+    let Some(stage) = stage() else { return };
+    for (variable, role) in [("FAIRING_WORKER_CPU", "worker"), ("FAIRING_PS_CPU", "ps")] {
+        let program = Program::law(&LAW, 2, 1).in_containers(&stage.engine).env(variable, "9000");
+        let ended = program.env("FAIRING_REPOSITORY", "127.0.0.1:1/not/reached").run().code(1);
+        let ended = ended.says(&format!("each {role} is to have 9000 cores")).never_says("packed");
+        assert!(!ended.run_folder().exists());
+    }
+    nothing_is_left(&stage.engine);
+}
+
+/// A folder with a Dockerfile whose entry point is a shell script that ends with `last`.
+fn with_script(last: &str) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy("/bin/sh", folder.path().join("sh")).unwrap();
+    fs::write(folder.path().join("entry"), format!("echo from the script\n{last}\n")).unwrap();
+    let text = "FROM scratch\nADD fairing/libraries.tar /\nADD fairing/program.tar /\nCOPY sh entry /\n\
+                ENTRYPOINT [\"/sh\", \"/entry\"]\n";
+    fs::write(folder.path().join("Dockerfile"), text).unwrap();
+    folder
+}
+
+#[test]
+fn entry_script_that_does_not_give_way_to_the_program_is_named() {
+    let Some(stage) = stage() else { return };
+    let engine = &stage.engine;
+    let law = Law { pause_ms: 0, ..LAW };
+    let run = |last: &str| {
+        let folder = with_script(last);
+        let dockerfile = folder.path().join("Dockerfile");
+        let program = Program::law(&law, 2, 1).in_containers(engine).env("FAIRING_BUILDER", "docker");
+        program.env("FAIRING_DOCKERFILE", dockerfile.to_str().unwrap()).run()
+    };
+    for wrong in ["/app/fixture \"$@\"\nexit $?", "exec /app/fixture \"$@\" </entry"] {
+        let ended = run(wrong).code(1).nothing_left().says("from the script");
+        let ended = ended.says("is not attached to its launcher").says("`exec PROGRAM \"$@\"`");
+        assert_eq!(ended.summary()["status"], "failed");
+        nothing_is_left(engine);
+    }
+    trained_as_in_memory(&law, Topology::new(2, 1), run("exec /app/fixture \"$@\"").says("from the script"));
+    nothing_is_left(engine);
+}
+
+#[test]
+fn run_in_a_replica_is_a_run_of_its_own() {
+    let Some(stage) = stage() else { return };
+    Program::fixture("nested").in_containers(&stage.engine).run().code(0).nothing_left().says("slope 2.0");
+    nothing_is_left(&stage.engine);
+    Program::fixture("nested").run().code(0).nothing_left().says("slope 2.0");
+}
+
+/// A request that gets stuck: the first one whose head holds `text`.
+#[derive(Clone, Copy)]
+struct Stuck {
+    text: &'static str,
+    /// How much of it is passed on; of the answer nothing is.
+    bytes: usize,
+}
+
+impl Stuck {
+    /// One that arrives whole.
+    fn after(text: &'static str) -> Self {
+        Self { text, bytes: usize::MAX }
+    }
+
+    /// One of which only the beginning arrives.
+    fn within(text: &'static str) -> Self {
+        Self { text, bytes: 100_000 }
+    }
+}
+
+/// A certificate authority of the tests' own.
+struct Authority {
+    certificate: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new(name: &str) -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap().pem();
+        Self { certificate, issuer: Issuer::new(params, key) }
+    }
+
+    /// Writes `ca.pem`, and a `cert.pem` for `name` with its `key.pem`, into a new folder.
+    fn issue(&self, name: &str, folder: &Path) -> PathBuf {
+        fs::create_dir_all(folder).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let certificate = params.signed_by(&key, &self.issuer).unwrap().pem();
+        for (file, text) in
+            [("ca.pem", &self.certificate), ("cert.pem", &certificate), ("key.pem", &key.serialize_pem())]
+        {
+            fs::write(folder.join(file), text).unwrap();
+        }
+        folder.to_owned()
+    }
+}
+
+/// An address of the engine's namespace that is not its loopback, where everybody would be trusted.
+const NOT_LOOPBACK: &str = "192.0.2.10";
+
+#[test]
+fn registry_with_an_authority_of_its_own_is_pushed_to_and_run_from() {
+    let Some(_stage) = stage() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let registry = format!("{NOT_LOOPBACK}:5443");
+    let authority = Authority::new("ours");
+    let tls = authority.issue(NOT_LOOPBACK, &folder.path().join("tls"));
+    let trusted = folder.path().join("certs.d");
+    fs::create_dir_all(trusted.join(&registry)).unwrap();
+    fs::write(trusted.join(&registry).join("ca.crt"), &authority.certificate).unwrap();
+    let configuration = folder.path().join("registry.yml");
+    let text = format!(
+        "version: 0.1\nlog: {{ level: error }}\nhttp:\n  addr: '{registry}'\n  tls: {{ certificate: '{tls}/cert.pem', key: \
+         '{tls}/key.pem' }}\nstorage:\n  filesystem: {{ rootdirectory: '{}' }}\n",
+        folder.path().join("storage").display(),
+        tls = tls.display(),
+    );
+    fs::write(&configuration, text).unwrap();
+    let engine = Engine::start_with(Some(&configuration), &[("FAIRING_TESTS_CERTIFICATES", &trusted)]);
+    let law = Law { pause_ms: 0, ..LAW };
+    let program = || {
+        let program = Program::law(&law, 2, 1).in_containers(&engine).beside(engine.first());
+        program.env("FAIRING_REPOSITORY", &format!("{registry}/team/secured"))
+    };
+    let ca = tls.join("ca.pem");
+    let ended = program().env("FAIRING_REGISTRY_CA", ca.to_str().unwrap()).run();
+    let ended = ended.says(&format!("image {registry}/team/secured@sha256:")).says(" pushed: ");
+    trained_as_in_memory(&law, Topology::new(2, 1), ended);
+    nothing_is_left(&engine);
+    let ended = program().run().code(1).says("registry_ca");
     assert!(!ended.run_folder().exists());
+}
+
+#[test]
+fn engine_behind_mutual_tls_trains_and_is_refused_without() {
+    let Some(_stage) = stage() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new("ours");
+    let at_engine = authority.issue("127.0.0.1", &folder.path().join("engine"));
+    let ours = authority.issue("fairing", &folder.path().join("ours"));
+    let others = Authority::new("another").issue("fairing", &folder.path().join("others"));
+    let engine = Engine::start_with(None, &[("FAIRING_TESTS_TLS", &at_engine)]);
+    let law = Law { pause_ms: 0, epochs: 100, ..LAW };
+    let program = |law: &Law, certificates: &Path| {
+        let program = Program::law(law, 2, 1).env("FAIRING_TARGET", "docker").beside(engine.first());
+        let program = program.env("DOCKER_HOST", "tcp://127.0.0.1:2376").env("DOCKER_TLS_VERIFY", "1");
+        program.env("DOCKER_CERT_PATH", certificates.to_str().unwrap())
+    };
+    let short = Law { epochs: 4, ..law.clone() };
+    trained_as_in_memory(&short, Topology::new(2, 1), program(&short, &ours).run());
+    nothing_is_left(&engine);
+    // The guardian finds its way, too.
+    let law = Law { pause_ms: 20, ..law };
+    let running = in_second_epoch(program(&law, &ours), &law);
+    running.signal(Signal::KILL);
+    running.end().signalled(Signal::KILL);
+    nothing_stays(&engine);
+
+    let ended = program(&law, &others).run().code(1).says("no container engine answers at `tcp://127.0.0.1:2376`");
+    assert!(!ended.run_folder().exists());
+    program(&law, folder.path()).run().code(1).says("ca.pem").says("DOCKER_CERT_PATH");
+}
+
+/// Stands before a server and passes everything on, until a request gets stuck.
+struct Dam(Receiver<()>);
+
+impl Dam {
+    /// Before an engine; with it what DOCKER_HOST must be.
+    fn before_engine(engine: &Engine, folder: &Path, stuck: Stuck) -> (Self, String) {
+        let (path, socket) = (folder.join("dam.sock"), engine.socket());
+        let listener = UnixListener::bind(&path).unwrap();
+        let pair = move || Some((listener.accept().ok()?.0.into(), UnixStream::connect(&socket).ok()?.into()));
+        (Self::new(pair, stuck), format!("unix://{}", path.display()))
+    }
+
+    /// Before a registry; with it its address.
+    fn before_registry(registry: &str, stuck: Stuck) -> (Self, String) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let (address, registry) = (listener.local_addr().unwrap().to_string(), registry.to_owned());
+        let pair = move || Some((listener.accept().ok()?.0.into(), TcpStream::connect(&registry).ok()?.into()));
+        (Self::new(pair, stuck), address)
+    }
+
+    fn new(pair: impl Fn() -> Option<(OwnedFd, OwnedFd)> + Send + 'static, stuck: Stuck) -> Self {
+        let (told, is_stuck) = channel();
+        thread::spawn(move || {
+            while let Some((near, far)) = pair() {
+                let told = told.clone();
+                thread::spawn(move || pass(near.into(), far.into(), stuck, &told));
+            }
+        });
+        Self(is_stuck)
+    }
+
+    /// Waits until the request is stuck.
+    #[track_caller]
+    fn wait(&self) {
+        self.0.recv_timeout(PATIENCE).expect("a request that gets stuck");
+    }
+}
+
+fn pass(mut near: fs::File, mut far: fs::File, stuck: Stuck, told: &Sender<()>) {
+    /// Where the text of a request's head is looked for.
+    const HEAD_BYTES: usize = 200;
+    let holds_back = Arc::new(AtomicBool::new(false));
+    let (mut answers, mut back) = (far.try_clone().unwrap(), near.try_clone().unwrap());
+    let seen = holds_back.clone();
+    thread::spawn(move || {
+        let mut chunk = vec![0; 1 << 16];
+        while let Ok(size @ 1..) = answers.read(&mut chunk) {
+            if !seen.load(Ordering::SeqCst) && back.write_all(&chunk[..size]).is_err() {
+                break;
+            }
+        }
+        if !seen.load(Ordering::SeqCst) {
+            // Fails if it is closed already.
+            let _ = rustix::net::shutdown(&back, rustix::net::Shutdown::Both);
+        }
+    });
+    let (mut chunk, mut left) = (vec![0; 1 << 16], usize::MAX);
+    // What is not passed on is read all the same, up to the end of whoever asks.
+    while let Ok(size @ 1..) = near.read(&mut chunk) {
+        let head = &chunk[..size.min(HEAD_BYTES)];
+        let is_it = head.windows(stuck.text.len()).any(|window| window == stuck.text.as_bytes());
+        if is_it && !holds_back.swap(true, Ordering::SeqCst) {
+            left = stuck.bytes;
+        }
+        let passed = size.min(left);
+        if far.write_all(&chunk[..passed]).is_err() {
+            break;
+        }
+        if holds_back.load(Ordering::SeqCst) && left > 0 {
+            left = if left == usize::MAX { 0 } else { left - passed };
+            if left == 0 {
+                let _ = told.send(());
+            }
+        }
+    }
+    let _ = rustix::net::shutdown(&far, rustix::net::Shutdown::Both);
+}
+
+#[test]
+fn interrupt_ends_a_launch_that_is_stuck() {
+    let Some(stage) = stage() else { return };
+    let engine = &stage.engine;
+    for (interrupts, limit) in [(1, Duration::from_secs(15)), (2, Duration::from_secs(3))] {
+        let folder = tempfile::tempdir().unwrap();
+        let (dam, host) = Dam::before_engine(engine, folder.path(), Stuck::after("/start "));
+        let running = Program::law(&LAW, 2, 1).in_containers(engine).env("DOCKER_HOST", &host).start();
+        dam.wait();
+        let began = Instant::now();
+        for _ in 0..interrupts {
+            running.signal_group(Signal::INT);
+            // Two signals of one kind that nobody has looked at are one.
+            thread::sleep(Duration::from_millis(200));
+        }
+        running.end().code(130).says("stopped before the replicas were started");
+        assert!(began.elapsed() < limit, "{interrupts}: {:?}", began.elapsed());
+        nothing_stays(engine);
+    }
+}
+
+/// Kills the launcher in the middle of what is done before there are containers.
+#[test]
+fn launcher_killed_before_there_are_containers_leaves_nothing() {
+    let Some(stage) = stage() else { return };
+    let engine = &stage.engine;
+    let law = Law { pause_ms: 0, ..LAW };
+    let folder = tempfile::tempdir().unwrap();
+    let program = |name: &str| {
+        // Of each its own, so that what one has made is not there for the next.
+        let copy = folder.path().join(name);
+        fs::copy(env!("CARGO_BIN_EXE_fixture"), &copy).unwrap();
+        let program = Program::fixture_at(&copy, &format!("law {} 2 1", serde_json::to_string(&law).unwrap()));
+        program.in_containers(engine).env("FAIRING_CACHE", folder.path().join("cache").to_str().unwrap())
+    };
+    let killed = |running: Running| {
+        running.signal(Signal::KILL);
+        running.end().signalled(Signal::KILL).nothing_stays();
+        nothing_stays(engine);
+    };
+
+    // Packing.
+    let running = program("packs").env("FAIRING_REPOSITORY", &format!("{}/team/packs", stage.registry)).start();
+    let cache = folder.path().join("cache");
+    let is_half =
+        || files_if_any(&cache).iter().any(|path| path.extension().is_some_and(|extension| extension == "new"));
+    let deadline = Instant::now() + PATIENCE;
+    while !is_half() {
+        assert!(Instant::now() < deadline, "nothing is packed");
+        thread::sleep(Duration::from_millis(1));
+    }
+    killed(running);
+
+    // Handing the image over, sending what it is built from, fetching it.
+    for (name, text, variables) in
+        [("loads", "/images/load", vec![]), ("sends", "/build?", vec![("FAIRING_BUILDER", "docker")])]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let (dam, host) = Dam::before_engine(engine, folder.path(), Stuck::within(text));
+        let program = variables.iter().fold(program(name), |program, (variable, value)| program.env(variable, value));
+        let running = program.env("DOCKER_HOST", &host).start();
+        dam.wait();
+        killed(running);
+    }
+    let dammed = tempfile::tempdir().unwrap();
+    let (dam, host) = Dam::before_engine(engine, dammed.path(), Stuck::after("/images/create"));
+    let repository = format!("{}/team/pulls", stage.registry);
+    let running = program("pulls").env("DOCKER_HOST", &host).env("FAIRING_REPOSITORY", &repository).start();
+    dam.wait();
+    killed(running);
+
+    // Building.
+    let built = tempfile::tempdir().unwrap();
+    let text = "FROM scratch\nADD fairing/libraries.tar /\nADD fairing/program.tar /\nENV STEP=1\n\
+                RUN [\"/app/builds\", \"sleep\"]\nENTRYPOINT [\"/app/builds\"]\n";
+    fs::write(built.path().join("Dockerfile"), text).unwrap();
+    let program_that_builds = program("builds").env("FAIRING_BUILDER", "docker");
+    let dockerfile = built.path().join("Dockerfile");
+    let mut running = program_that_builds.env("FAIRING_DOCKERFILE", dockerfile.to_str().unwrap()).start();
+    running.wait_for("RUN [\"/app/builds\"");
+    let deadline = Instant::now() + PATIENCE;
+    while engine.lines(&["ps", "--quiet"]).is_empty() {
+        assert!(Instant::now() < deadline, "the step does not begin");
+        thread::sleep(Duration::from_millis(20));
+    }
+    killed(running);
+    let images = engine.lines(&["images", "--format", "{{.Repository}}:{{.Tag}}"]);
+    assert!(images.contains(&"fairing/builds:unfinished".to_owned()), "{images:?}");
+
+    // Pushing.
+    let (dam, registry) = Dam::before_registry(&stage.registry, Stuck::within("PUT /v2/team/pushes/blobs/uploads/"));
+    let repository = format!("{registry}/team/pushes");
+    let running = program("pushes").env("FAIRING_REPOSITORY", &repository).start();
+    dam.wait();
+    killed(running);
+    let tags = stage.ask("team/pushes/tags/list");
+    assert!(!tags.contains("\"tags\":[\""), "{tags}");
+}
+
+fn files_if_any(folder: &Path) -> Vec<PathBuf> {
+    fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())).collect()
 }
 
 #[test]

@@ -68,7 +68,7 @@ impl Program {
     /// Lets the program keep its runs on a disk of `kilobytes`, which only it sees and which goes with it.
     ///
     /// `None`, and a line that says so, where this user may not mount one; in CI that is a failure.
-    pub(crate) fn with_disk_of(mut self, kilobytes: u32) -> Option<Self> {
+    pub(crate) fn with_disk_of(self, kilobytes: u32) -> Option<Self> {
         let runs = self.folder.path().join("runs");
         let options = format!("size={kilobytes}k");
         let mounting = |ways: &[&str], then: &str| {
@@ -88,7 +88,18 @@ impl Program {
             std::io::stderr().write_all(format!("{skipped}\n").as_bytes()).unwrap();
             return None;
         };
-        let mut command = mounting(ways, "exec \"$@\"");
+        Some(self.behind(mounting(ways, "exec \"$@\"")))
+    }
+
+    /// Lets the program have the network of the process `id`.
+    pub(crate) fn beside(self, id: u32) -> Self {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &id.to_string(), "--net"]);
+        self.behind(command)
+    }
+
+    /// Has the program started by another command, which takes its place.
+    fn behind(mut self, mut command: Command) -> Self {
         command.arg(self.command.get_program()).args(self.command.get_args());
         for (name, value) in self.command.get_envs() {
             match value {
@@ -97,7 +108,7 @@ impl Program {
             };
         }
         self.command = command;
-        Some(self)
+        self
     }
 
     pub(crate) fn env(mut self, name: &str, value: &str) -> Self {

@@ -228,7 +228,10 @@ impl StaticBuild {
                 arguments.extend(["--profile", &profile].map(Into::into));
             }
             if let Some(features) = features_of(origin, folder, &wanted) {
-                arguments.extend(["--no-default-features", "--features", &features.join(",")].map(Into::into));
+                arguments.push("--no-default-features".into());
+                if !features.is_empty() {
+                    arguments.extend(["--features", &features.join(",")].map(Into::into));
+                }
             }
         }
         let (tools, remedy) = tools(architecture, target, env);

@@ -223,8 +223,9 @@ pub trait Launched: Send {
     /// Returns what is left behind nevertheless, one thing and its reason a line.
     fn end(&mut self) -> Vec<String>;
 
-    /// Leaves the run to itself, where it can go on without its launcher. [`Launched::end`] does nothing from then on.
-    fn leave(&mut self) {}
+    /// Leaves the run to itself: from now on neither [`Launched::end`] nor dropping this ends or removes anything of it. Does
+    /// nothing where replicas live only as long as their launcher.
+    fn let_go(&mut self) {}
 
     /// Ends one replica and its children at once, as a crash would. Does nothing if it has ended.
     fn kill(&self, replica: Replica);
@@ -360,5 +361,33 @@ impl LaunchError {
     /// The same, if something of the run is left behind nevertheless.
     fn leaving(self, left: Vec<String>) -> Self {
         if left.is_empty() { self } else { LaunchError::LeftBehind { left, source: Box::new(self) } }
+    }
+}
+
+#[cfg(all(test, feature = "docker"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_failed_launch_leaves_is_named_with_the_failure() {
+        let error = || LaunchError::NoEntrypoint { image: "a".into() };
+        assert_eq!(error().leaving(vec![]).to_string(), error().to_string());
+        let left = error().leaving(vec!["something of the run `r` may be left at `e`".into()]);
+        let shown = format!("{:#}", anyhow::Error::from(left));
+        let expected =
+            format!("failed to start the replicas, and something of the run `r` may be left at `e`: {}", error());
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn an_argument_that_is_no_text_is_named() {
+        use std::os::unix::ffi::OsStringExt as _;
+        let program = |argument: &[u8]| Program {
+            arguments: vec!["--fine".into(), OsString::from_vec(argument.to_vec())],
+            ..Program::running()
+        };
+        assert!(program("größe".as_bytes()).check_arguments().is_ok());
+        let error = program(b"caf\xe9").check_arguments().unwrap_err().to_string();
+        assert!(error.starts_with("the argument \"caf\\xE9\" is not UTF-8"), "{error}");
     }
 }

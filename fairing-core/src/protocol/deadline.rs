@@ -41,6 +41,13 @@ pub(crate) const ROUND: Duration = LEASE.checked_mul(PATIENCE).expect("ten minut
 /// How long a replica of a failed run may take to end by itself.
 pub(crate) const FAREWELL: Duration = LEASE.checked_div(2).expect("two is not zero");
 
+/// How long a replica that is told to end may take to finish its round and to say so; then it ends all the same. Whoever tells
+/// it ends it by force after [`MERCY`].
+pub(crate) const PARTING: Duration = LEASE.checked_mul(2).expect("twenty seconds");
+
+/// How long a pod has between the order to end and its end by force, by Kubernetes' default.
+pub(crate) const MERCY: Duration = Duration::from_secs(30);
+
 /// How long replicas have to end after a failure is known, beyond what they take by themselves; then they are killed.
 pub(crate) const GRACE: Duration = FAREWELL.checked_mul(2).expect("ten seconds");
 
@@ -88,6 +95,7 @@ const _: () = {
     assert!(WORST_LOSS.as_millis() < ROUND.as_millis());
     assert!(STALL.as_millis() < ROUND.as_millis());
     assert!(ROUND.as_millis() < KEEP_RESULT.as_millis());
+    assert!(PARTING.as_millis() + FAREWELL.as_millis() < MERCY.as_millis());
     assert!(WORST_LOSS.as_millis() < JOIN.as_millis() || cfg!(test));
     assert!(LEAST_JOIN.as_millis() < JOIN.as_millis());
     assert!(TICK.as_millis() < LEAST_KEEP_RESULT.as_millis());

@@ -19,6 +19,16 @@ pub struct Failure {
     pub round: Option<u64>,
 }
 
+impl Failure {
+    /// A replica was told to end by whoever runs its process: evicted, deleted, stopped.
+    pub(crate) fn told_to_end(replica: Replica, round: Option<u64>) -> Self {
+        Self { replica, kind: FailureKind::Lost, message: TOLD_TO_END.to_owned(), round }
+    }
+}
+
+/// Why a replica is lost that was told to end.
+pub(crate) const TOLD_TO_END: &str = "it was told to end (SIGTERM)";
+
 /// What kind of thing ended a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -10,7 +10,7 @@
 //! Lengths are checked against the kind's limit before anything is allocated.
 
 /// Version of everything on the wire; both ends must have the same.
-pub(crate) const VERSION: u8 = 2;
+pub(crate) const VERSION: u8 = 3;
 
 /// Size of the header before each payload.
 pub(crate) const HEADER_BYTES: usize = 16;

@@ -17,13 +17,14 @@ pub(crate) struct Hello {
     pub(crate) run: String,
     /// Who is speaking.
     pub(crate) speaker: Speaker,
-    /// Which of the processes that have been this replica; the caller's does not matter.
+    /// Which of the processes that have been this replica, or the caller.
     pub(crate) incarnation: Incarnation,
     /// What the connection is for.
     pub(crate) purpose: Purpose,
 }
 
-/// One life of a replica: a process that is started again in its place has another one.
+/// One life of a replica: a process that is started again in its place has another one. Of the caller, one process that
+/// attaches to the run, however often it calls.
 ///
 /// Random and not an address or a number that the launcher counts, so that whoever starts the process has nothing to keep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +52,9 @@ pub(crate) enum Purpose {
     Control,
     /// A worker's pushes and pulls with one server.
     Data,
+    /// The caller's control messages with the coordinator, who tells it everything behind the message of this number; 0 is
+    /// before the first one.
+    Follow { heard: u64 },
 }
 
 /// Where a run stands; a worker starts there.
@@ -117,6 +121,8 @@ pub(crate) enum ToCoordinator {
     Finished(Finished),
     /// The model follows as a model frame and a tensors frame, the latter empty if there is no such file.
     Model,
+    /// This worker has been told to end, has finished its round, and makes no other.
+    Leaving,
     /// The answer to [`FromCoordinator::Released`], so that whoever missed it can come back for it.
     Goodbye,
     /// Caller: finish the round, evaluate, save.
@@ -182,7 +188,8 @@ pub(crate) struct Finished {
     pub(crate) digest: String,
 }
 
-/// What the coordinator says.
+/// What the coordinator says. What is meant for the caller, from [`FromCoordinator::Joined`] to
+/// [`FromCoordinator::Workers`], it is told within a [`FromCoordinator::Told`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) enum FromCoordinator {
     /// The answer to a hello: where the run stands, the number of the last message that was heard of this life, and the
@@ -190,7 +197,7 @@ pub(crate) enum FromCoordinator {
     Welcome { position: Position, heard: u64, state: Option<Vec<Option<ByteBuf>>> },
     /// The answer to a hello that cannot be accepted.
     Refused { reason: String },
-    /// All messages up to this number have been heard.
+    /// All messages up to this number have been heard. Also said to give a sign of life.
     Heard { number: u64 },
     /// To those who own parameters: who the workers are, by rank.
     Roll(Vec<Seat>),
@@ -202,6 +209,10 @@ pub(crate) enum FromCoordinator {
     RunFailed(Failure),
     /// The run is complete; end.
     Released,
+    /// To the caller: another process has attached to the run as its caller; do not come back.
+    Replaced,
+    /// To the caller: the message of this number.
+    Told { number: u64, message: Box<FromCoordinator> },
     /// To the caller: a replica has said hello.
     Joined(Replica),
     /// To the caller: a worker is lost, and the run goes on; it may be started again if `rejoin`.
@@ -218,6 +229,17 @@ pub(crate) enum FromCoordinator {
     Workers(Vec<WorkerEnd>),
     /// To the caller: all workers have finished; the model follows as a model frame and a tensors frame.
     Complete { rounds: u64, stopped: bool },
+}
+
+impl FromCoordinator {
+    /// What is told, without its number.
+    #[cfg(test)]
+    pub(crate) fn untold(self) -> Self {
+        match self {
+            FromCoordinator::Told { message, .. } => *message,
+            other => other,
+        }
+    }
 }
 
 /// One rank as the servers must know it.

@@ -50,10 +50,7 @@ pub(crate) fn connect_patiently(
     deadline: Instant,
     waiting: &dyn Fn() -> io::Result<()>,
 ) -> io::Result<Box<dyn Stream>> {
-    // Starting takes milliseconds on one machine; a longer pause would be most of the launch time.
-    const FIRST_PAUSE: Duration = Duration::from_millis(1);
-    const LONGEST_PAUSE: Duration = Duration::from_millis(50);
-    let mut pause = FIRST_PAUSE;
+    let mut pauses = pauses(address);
     loop {
         match transport.connect(address) {
             Ok(stream) => return Ok(stream),
@@ -67,13 +64,31 @@ pub(crate) fn connect_patiently(
                     if Instant::now() < deadline =>
                 {
                     waiting()?;
-                    std::thread::sleep(pause);
-                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    // Never too long for one more attempt, however long the pauses have become.
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    std::thread::sleep(pauses.next().expect("there is always one more").min(left));
                 }
                 _ => return Err(error),
             },
         }
     }
+}
+
+/// How long to wait between two attempts to connect to `address`, one after the other.
+fn pauses(address: &Address) -> impl Iterator<Item = Duration> + use<> {
+    // Starting takes milliseconds on one machine; a longer pause would be most of the launch time.
+    const FIRST: Duration = Duration::from_millis(1);
+    const LONGEST_ON_ONE_MACHINE: Duration = Duration::from_millis(50);
+    // Elsewhere an attempt asks others: a name server, which does not know a pod's name until about a second after its start
+    // and says so, and the network. Most are there after two seconds of quick steps. Who waits longer waits for a machine or an
+    // image, and hundreds of replicas must not keep the name server busy meanwhile.
+    const LONGEST_BETWEEN_MACHINES: Duration = Duration::from_secs(1);
+    const QUICK_STEPS: usize = 45;
+    let growing = |first: Duration, longest: Duration| {
+        std::iter::successors(Some(first), move |pause| Some((*pause * 2).min(longest)))
+    };
+    let quick = if matches!(address, Address::Tls { .. }) { QUICK_STEPS } else { usize::MAX };
+    growing(FIRST, LONGEST_ON_ONE_MACHINE).take(quick).chain(growing(LONGEST_ON_ONE_MACHINE, LONGEST_BETWEEN_MACHINES))
 }
 
 /// Unix sockets in a private folder.
@@ -332,6 +347,52 @@ mod tests {
             ("unix", [Box::new(Unix), Box::new(Unix)], socket, Some(folder)),
             ("tls", tls.map(|tls| Box::new(tls) as Box<dyn Transport>), loopback(Replica::ps(0)), None),
         ]
+    }
+
+    #[test]
+    fn attempts_between_machines_are_quick_for_two_seconds_and_rare_after_a_while() {
+        let [near, far] = [Address::Memory("s".into()), loopback(Replica::ps(0))];
+        let after = |address, attempts| pauses(address).take(attempts).sum::<Duration>();
+        for address in [&near, &far] {
+            assert_eq!(after(address, 4), Duration::from_millis(1 + 2 + 4 + 8));
+            assert!(after(address, 45) < Duration::from_millis(2_100) && after(address, 45) > Duration::from_secs(2));
+        }
+        assert!(pauses(&near).skip(100).take(100).all(|pause| pause == Duration::from_millis(50)));
+        assert!(pauses(&far).skip(100).take(100).all(|pause| pause == Duration::from_secs(1)));
+    }
+
+    /// A name that is unknown at first, as a pod's is after its start.
+    struct Unknown {
+        memory: Memory,
+        until: usize,
+        asked: std::sync::atomic::AtomicUsize,
+    }
+
+    impl Transport for Unknown {
+        fn listen(&self, address: &Address) -> io::Result<Box<dyn Listener>> {
+            self.memory.listen(address)
+        }
+
+        fn connect(&self, address: &Address) -> io::Result<Box<dyn Stream>> {
+            match self.asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) < self.until {
+                true => Err(io::ErrorKind::NotFound.into()),
+                false => self.memory.connect(address),
+            }
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_unknown_at_first_is_asked_for_again() {
+        let address = Address::Memory("s".into());
+        let unknown = |until| Unknown { memory: Memory::default(), until, asked: 0.into() };
+        let transport = unknown(20);
+        let _listener = transport.listen(&address).unwrap();
+        connect_patiently(&transport, &address, Instant::now() + STALL, &|| Ok(())).unwrap();
+        // And one that is never known is given up in time.
+        let (started, limit) = (Instant::now(), Duration::from_millis(200));
+        let error = connect_patiently(&unknown(usize::MAX), &address, started + limit, &|| Ok(())).err().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert!(started.elapsed() >= limit && started.elapsed() < STALL);
     }
 
     #[test]

@@ -192,7 +192,7 @@ fn collect(hear: &Receiver<Heard>) -> Metrics {
                 break;
             }
             Heard::Said(_) => {}
-            Heard::Gone => break,
+            Heard::Gone | Heard::Replaced => break,
         }
     }
     if let Some(coordinator) = coordinator {

@@ -12,6 +12,8 @@ mod caller;
 #[cfg(feature = "kubernetes")]
 mod cluster;
 mod memory;
+#[cfg(feature = "kubernetes")]
+mod on_cluster;
 mod outcome;
 mod replica;
 #[cfg(feature = "docker")]
@@ -33,14 +35,14 @@ use crate::__private::{Registration, Travels};
 use crate::config::{Config, ConfigError, Env as _, Explanation, LaunchOptions, ProcessEnv, Resolved, Surroundings};
 use crate::exit::ExitCode;
 #[cfg(feature = "kubernetes")]
-use crate::launch::kubernetes::{ClusterError, PreflightError};
-use crate::launch::{LaunchError, LaunchPlan, Program};
+use crate::launch::kubernetes::{ClusterError, PreflightError, manifest::MAX_VALUE_BYTES};
+use crate::launch::{LaunchError, LaunchPlan, Launcher, Program};
 use crate::lifeline;
 use crate::observe::events::Exit;
 use crate::observe::metrics::MetricsError;
 use crate::observe::run_folder::{RunFolder, RunFolderError, run_name};
 use crate::observe::tensorboard::TensorBoardError;
-use crate::observe::terminal::{print, terminal};
+use crate::observe::terminal::{View, print, terminal};
 use crate::protocol::failure::Failure;
 use crate::runtime::Model;
 use crate::secure::{Authority, Identity, IdentityError};
@@ -57,10 +59,6 @@ pub(crate) use replica::dispatch;
 pub use ship::ImageError;
 
 use target::{Prepared, Site, Target};
-
-/// Most bytes of a value that travels in a Secret. Those hold a mebibyte, and identities lie beside it.
-#[cfg(feature = "kubernetes")]
-const MOST_VALUE_BYTES: usize = 512 << 10;
 
 /// Stands for the name of the run in a dry run, where there is none.
 const DRY_RUN: &str = "RUN";
@@ -80,6 +78,16 @@ pub(crate) struct Payload {
     /// The value, as [`Travels::to_bytes`] gives it.
     #[serde(with = "serde_bytes")]
     pub(crate) value: Vec<u8>,
+}
+
+/// What is trained, for those who look at the cluster.
+pub(super) struct Subject<'a> {
+    /// The annotated type, as a person calls it.
+    pub(super) type_name: &'a str,
+    /// The type and the value, serialised.
+    pub(super) value: &'a [u8],
+    /// Of the model's file.
+    pub(super) extension: &'a str,
 }
 
 /// Failure of a run. Returned by `launch()`, `start()` and [`Run::wait`].
@@ -206,7 +214,7 @@ pub enum RunError {
     /// The value to train with is too large for a cluster's Secret.
     #[cfg(feature = "kubernetes")]
     #[error(
-        "the value to train with takes {size_bytes} bytes ({MOST_VALUE_BYTES} at most on a cluster; keep data out of its \
+        "the value to train with takes {size_bytes} bytes ({MAX_VALUE_BYTES} at most on a cluster; keep data out of its \
          fields: `data` ships a folder)"
     )]
     ValueTooLarge {
@@ -224,6 +232,9 @@ pub enum RunError {
     /// The caller ended the run before there was a result: a second Ctrl-C, or one before training began.
     #[error("stopped before there was a result")]
     Killed,
+    /// The run goes on, but its end is another process's to hear.
+    #[error("another process has attached to the run, which goes on and answers to that one")]
+    Replaced,
     /// The watching thread panicked: a fault of fairing's.
     #[error("fairing itself failed while watching the run: {0}")]
     Watcher(String),
@@ -260,7 +271,8 @@ impl Run {
     ///
     /// # Errors
     ///
-    /// [`RunError::Failed`] with the cause, [`RunError::Killed`], or what kept the result from being saved.
+    /// [`RunError::Failed`] with the cause, [`RunError::Killed`], or what kept the result from being saved;
+    /// [`RunError::Replaced`] if the run goes on and is no longer this process's.
     pub fn wait(mut self) -> Result<Outcome, RunError> {
         let watcher = self.watcher.take().expect("only `wait` and `drop` take it");
         watcher.join().unwrap_or_else(|panic| Err(RunError::Watcher(panic_text(panic.as_ref()))))
@@ -323,28 +335,32 @@ pub(crate) fn start<T: DistributedTraining>(value: &T, options: &LaunchOptions) 
     let mut view = terminal(config.topology, &ProcessEnv);
     // Before the run's folder, so that a run that cannot be launched leaves none.
     let program = Program { arguments, ..Program::running() };
-    let target = Prepared::new(&config, &surroundings.manifest, &program, view.as_mut())?;
+    let subject = Subject { type_name, value: &payload, extension: T::Model::EXTENSION };
+    let target = Prepared::new(&config, &surroundings.manifest, &program, &subject, view.as_mut())?;
     if config.dry_run {
         let servers = target.addresses(DRY_RUN, &config.topology);
-        let placements = placements(DRY_RUN, &config, &target.site(&config), &servers);
-        let (run, variables) = (DRY_RUN.to_owned(), forwarded(&config));
-        // Identities are issued for a run that will be.
-        let identities = vec![Vec::new(); placements.len()];
-        let (value, caller) = (payload, Vec::new());
-        print(&target.describe(&LaunchPlan { run, placements, program, variables, value, identities, caller }));
+        print(&target.describe(&dry_plan(DRY_RUN, &config, &program, &subject, &target.site(&config), &servers)));
         ExitCode::Success.exit();
     }
     let name = run_name(type_name, started.1);
     let Target { launcher, site, is_remote } = target.deliver(&config, &name, view.as_mut())?;
+    let planned = |run: String| {
+        let servers = launcher.addresses(&run, &config.topology);
+        let placements = placements(&run, &config, &site, &servers);
+        let (identities, identity) = identities(&run, &placements, is_remote)?;
+        let caller = identity.as_ref().map(Identity::to_bytes).unwrap_or_default();
+        let variables = forwarded(&config);
+        let plan = LaunchPlan { run, placements, program, variables, value: payload, identities, caller };
+        Ok::<_, RunError>((plan, identity))
+    };
+    if config.kubernetes.detach {
+        let (plan, _) = planned(name)?;
+        detach(launcher, &plan, view.as_mut())?;
+        ExitCode::Success.exit();
+    }
     let folder = RunFolder::create(&config.runs, &name)?;
     let name = folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-
-    let servers = launcher.addresses(&name, &config.topology);
-    let placements = placements(&name, &config, &site, &servers);
-    let (identities, identity) = identities(&name, &placements, is_remote)?;
-    let (run, variables) = (name.clone(), forwarded(&config));
-    let caller = identity.as_ref().map(Identity::to_bytes).unwrap_or_default();
-    let plan = LaunchPlan { run, placements, program, variables, value: payload, identities, caller };
+    let (plan, identity) = planned(name.clone())?;
     let (messages, received) = sync_channel(watch::QUEUE);
     let watch = watch::Watch {
         plan,
@@ -363,6 +379,41 @@ pub(crate) fn start<T: DistributedTraining>(value: &T, options: &LaunchOptions) 
     };
     let watcher = watch.start(received)?;
     Ok(Run { name, folder, messages, watcher: Some(watcher) })
+}
+
+/// Starts the replicas and leaves them to themselves. Says on standard output what the run is called, and nothing else there.
+fn detach(launcher: Box<dyn Launcher>, plan: &LaunchPlan, view: &mut dyn View) -> Result<(), RunError> {
+    // What happens to them, others will hear.
+    let (events, _) = sync_channel(1);
+    launcher.launch(plan, events)?.let_go();
+    view.say(&format!(
+        "`{0}` runs without this process (`fairing_core::attach(\"{0}\")` brings its result home)",
+        plan.run
+    ));
+    print(&format!("{}\n", plan.run));
+    Ok(())
+}
+
+/// What would be launched, under a name that stands for one.
+fn dry_plan(
+    run: &str,
+    config: &Config,
+    program: &Program,
+    subject: &Subject,
+    site: &Site,
+    servers: &[Address],
+) -> LaunchPlan {
+    let placements = placements(run, config, site, servers);
+    LaunchPlan {
+        run: run.to_owned(),
+        program: program.clone(),
+        variables: forwarded(config),
+        value: subject.value.to_owned(),
+        // Issued for a run that will be.
+        identities: vec![Vec::new(); placements.len()],
+        caller: Vec::new(),
+        placements,
+    }
 }
 
 /// The part of `module_path::Type` that a person calls it by.
@@ -412,6 +463,10 @@ fn identities(
 }
 
 fn placements(run: &str, config: &Config, site: &Site, servers: &[Address]) -> Vec<Placement> {
+    let (join, keep_result) = match config.target {
+        crate::config::Target::Kubernetes => (config.kubernetes.join_timeout, config.kubernetes.keep_result),
+        _ => (JOIN, KEEP_RESULT),
+    };
     let placement = |replica| Placement {
         run: run.to_owned(),
         replica,
@@ -422,8 +477,8 @@ fn placements(run: &str, config: &Config, site: &Site, servers: &[Address]) -> V
         data_dir: site.data_dir.clone(),
         mode: config.mode,
         rejoin: config.rejoin,
-        join: JOIN,
-        keep_result: KEEP_RESULT,
+        join,
+        keep_result,
     };
     config.topology.replicas().map(placement).collect()
 }

@@ -48,13 +48,8 @@ pub(super) fn refuse_cut_off() -> ! {
 }
 
 fn refuse(reason: &str) -> ExitCode {
-    say(reason);
+    lifeline::last_words(reason);
     ExitCode::Configuration
-}
-
-fn say(text: &str) {
-    // Nobody is left to tell if standard error is closed.
-    let _ = writeln!(std::io::stderr(), "fairing: {text}");
 }
 
 fn received() -> Result<(Payload, Option<Identity>), String> {
@@ -96,6 +91,13 @@ pub(crate) fn dispatch<T: DistributedTraining>(value: &[u8], identity: Option<Id
     let replica = placement.replica;
     let status = Arc::new(RunStatus::default());
     let context = Context { placement, transport, status: status.clone(), start: Position::default() };
+    let leaving = context.clone();
+    lifeline::at_termination(move || {
+        leaving.leave(|| {
+            lifeline::last_words(&Failure::told_to_end(replica, None).to_string());
+            ExitCode::Terminated.exit()
+        });
+    });
     let ended = match replica.role {
         Role::Ps => serve(&context),
         Role::Worker => {
@@ -105,10 +107,11 @@ pub(crate) fn dispatch<T: DistributedTraining>(value: &[u8], identity: Option<Id
                 if watched.failure().is_none() {
                     return;
                 }
-                std::thread::spawn(|| {
+                let code = if watched.is_leaving() { ExitCode::Terminated } else { ExitCode::LostPeer };
+                std::thread::spawn(move || {
                     std::thread::sleep(FAREWELL);
                     lifeline::end_children();
-                    process::exit(i32::from(ExitCode::LostPeer.code()))
+                    code.exit()
                 });
             });
             #[cfg(feature = "burn")]
@@ -119,10 +122,13 @@ pub(crate) fn dispatch<T: DistributedTraining>(value: &[u8], identity: Option<Id
     };
     match ended {
         Ok(()) => ExitCode::Success,
-        Err(failure) if failure.replica != replica => ExitCode::LostPeer,
+        Err(failure) if failure.replica != replica => {
+            lifeline::echo(&failure.to_string());
+            ExitCode::LostPeer
+        }
         Err(failure) => {
-            say(&failure.to_string());
-            exit_code(&failure)
+            lifeline::last_words(&failure.to_string());
+            if status.is_leaving() { ExitCode::Terminated } else { exit_code(&failure) }
         }
     }
 }

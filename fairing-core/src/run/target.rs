@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use super::RunError;
+use super::{RunError, Subject};
 use crate::config::{Config, Target as Kind};
 use crate::launch::{LaunchPlan, Launcher, LocalLauncher, Program};
 use crate::observe::terminal::View;
@@ -14,6 +14,12 @@ use {
     crate::config::{ProcessEnv, Resources},
     crate::launch::docker::{self, DockerLauncher, Engine, Limits, RoleLimits},
 };
+#[cfg(feature = "kubernetes")]
+use {
+    super::{dry_plan, on_cluster},
+    crate::launch::kubernetes::manifest::Scene,
+    crate::launch::kubernetes::{Cluster, KubernetesLauncher},
+};
 
 /// A target for which everything is ready that can be made ready on this machine.
 pub(super) enum Prepared {
@@ -23,6 +29,13 @@ pub(super) enum Prepared {
         shipment: Box<Shipment>,
         /// None in a dry run, which asks no engine.
         engine: Option<Engine>,
+    },
+    #[cfg(feature = "kubernetes")]
+    Kubernetes {
+        shipment: Box<Shipment>,
+        /// None in a dry run, which asks no cluster.
+        cluster: Option<Cluster>,
+        scene: Box<Scene>,
     },
 }
 
@@ -48,6 +61,7 @@ impl Prepared {
         config: &Config,
         manifest: &std::path::Path,
         program: &Program,
+        subject: &Subject,
         view: &mut dyn View,
     ) -> Result<Self, RunError> {
         match config.target {
@@ -66,9 +80,26 @@ impl Prepared {
             }
             #[cfg(not(feature = "docker"))]
             target @ Kind::Docker => {
-                let _ = (manifest, program, view);
+                let _ = (manifest, program, subject, view);
                 Err(RunError::MissingFeature { target, feature: "docker" })
             }
+            #[cfg(feature = "kubernetes")]
+            Kind::Kubernetes => {
+                program.check_arguments()?;
+                let mut scene = Box::new(on_cluster::scene(config, manifest, subject)?);
+                let preview = |scene: &Scene| {
+                    let servers = scene.addresses(on_cluster::PREVIEW, &config.topology);
+                    let site = Site { cores: scene.cores(config.topology), data_dir: None };
+                    dry_plan(on_cluster::PREVIEW, config, program, subject, &site, &servers)
+                };
+                let cluster = match config.dry_run {
+                    true => None,
+                    false => Some(on_cluster::cluster(config, &mut scene, subject.value, &preview, view)?),
+                };
+                let shipment = Box::new(Shipment::pack(config, manifest, None, view)?);
+                Ok(Prepared::Kubernetes { shipment, cluster, scene })
+            }
+            #[cfg(not(feature = "kubernetes"))]
             target @ Kind::Kubernetes => Err(RunError::MissingFeature { target, feature: "kubernetes" }),
         }
     }
@@ -79,6 +110,10 @@ impl Prepared {
             Prepared::Local(_) => local_site(config),
             #[cfg(feature = "docker")]
             Prepared::Docker { shipment, .. } => Site { cores: cores(), data_dir: shipment.data_dir() },
+            #[cfg(feature = "kubernetes")]
+            Prepared::Kubernetes { shipment, scene, .. } => {
+                Site { cores: scene.cores(config.topology), data_dir: shipment.data_dir() }
+            }
         }
     }
 
@@ -88,6 +123,8 @@ impl Prepared {
             Prepared::Local(launcher) => launcher.addresses(run, topology),
             #[cfg(feature = "docker")]
             Prepared::Docker { .. } => docker::addresses(topology),
+            #[cfg(feature = "kubernetes")]
+            Prepared::Kubernetes { scene, .. } => scene.addresses(run, topology),
         }
     }
 
@@ -105,6 +142,11 @@ impl Prepared {
             Prepared::Docker { shipment, .. } => {
                 writeln!(text, "{shipment}").expect("a string");
                 text += &docker::describe(plan, &shipment.name_at_the_engine(), &shipment.limits);
+            }
+            #[cfg(feature = "kubernetes")]
+            Prepared::Kubernetes { shipment, scene, .. } => {
+                writeln!(text, "{shipment}").expect("a string");
+                text += &scene.with_image(shipment.name_at_the_engine()).describe(plan);
             }
         }
         text
@@ -126,6 +168,14 @@ impl Prepared {
                 let Delivered { image, id, program } = shipment.deliver(&engine, name, view)?;
                 let site = Site { cores: engine.cores(), data_dir };
                 let launcher = DockerLauncher::new(engine, image, limits).tidying(program.map(|program| (program, id)));
+                Ok(Target { launcher: Box::new(launcher), site, is_remote: true })
+            }
+            #[cfg(feature = "kubernetes")]
+            Prepared::Kubernetes { shipment, cluster, scene } => {
+                let cluster = cluster.expect("only a dry run has none, and it delivers nothing");
+                let site = Site { cores: scene.cores(config.topology), data_dir: shipment.data_dir() };
+                let image = shipment.deliver_to_registry(name, view)?;
+                let launcher = KubernetesLauncher::new(cluster, scene.with_image(image.to_string()));
                 Ok(Target { launcher: Box::new(launcher), site, is_remote: true })
             }
         }

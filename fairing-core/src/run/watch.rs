@@ -155,6 +155,7 @@ impl Watch {
             interrupts_seen: 0,
             stopping: false,
             killed: false,
+            replaced: false,
             ended,
             coordinator: None,
             joined: BTreeSet::new(),
@@ -254,6 +255,8 @@ struct Watcher {
     interrupts_seen: usize,
     stopping: bool,
     killed: bool,
+    /// Another process follows the run now.
+    replaced: bool,
     ended: Arc<AtomicBool>,
     coordinator: Option<Connection>,
     joined: BTreeSet<Replica>,
@@ -289,7 +292,7 @@ struct Watcher {
 
 impl Watcher {
     fn run(mut self, received: &Receiver<Message>) -> Result<Outcome, RunError> {
-        while self.exits.len() < self.plan.placements.len() {
+        while self.exits.len() < self.plan.placements.len() && !self.replaced {
             match received.recv_timeout(TICK) {
                 Ok(message) => self.take(message),
                 Err(RecvTimeoutError::Timeout) => self.view.tick(Instant::now()),
@@ -298,15 +301,20 @@ impl Watcher {
             self.look_at_clocks();
         }
         // What the coordinator said before its process ended may still be in the queue.
-        while self.complete.is_none() || self.model.is_none() {
+        while (self.complete.is_none() || self.model.is_none()) && !self.replaced {
             match received.recv_timeout(TICK) {
                 Ok(message) => self.take(message),
                 Err(_) => break,
             }
         }
         self.ended.store(true, Ordering::Release);
-        for left in self.launched.end() {
-            self.show(&Event::Warning(left));
+        if self.replaced {
+            // Whoever follows it now ends it.
+            self.launched.let_go();
+        } else {
+            for left in self.launched.end() {
+                self.show(&Event::Warning(left));
+            }
         }
         self.finish()
     }
@@ -349,6 +357,7 @@ impl Watcher {
                     self.end_by(Instant::now() + GRACE);
                 }
             }
+            Message::Coordinator(Heard::Replaced) => self.replaced = true,
             Message::Stop => self.stop(),
             Message::Kill => self.kill(),
         }
@@ -558,7 +567,10 @@ impl Watcher {
             | FromCoordinator::Heard { .. }
             | FromCoordinator::Roll(_)
             | FromCoordinator::Bring
-            | FromCoordinator::Released => {}
+            | FromCoordinator::Released
+            // The caller's connection takes these apart.
+            | FromCoordinator::Told { .. }
+            | FromCoordinator::Replaced => {}
         }
     }
 
@@ -651,7 +663,7 @@ impl Watcher {
             ExitCode::Protocol => FailureKind::Protocol,
             ExitCode::Timeout => FailureKind::Timeout,
             ExitCode::Panic => FailureKind::Panicked,
-            ExitCode::Success | ExitCode::LostPeer | ExitCode::Stopped => FailureKind::Lost,
+            ExitCode::Success | ExitCode::LostPeer | ExitCode::Stopped | ExitCode::Terminated => FailureKind::Lost,
         };
         let joined = self.joined.contains(&replica);
         let (kind, message) = match self.exits.get(&replica) {
@@ -688,6 +700,7 @@ impl Watcher {
         let error = match complete {
             Some(_) => self.trouble.take(),
             None if self.killed => Some(RunError::Killed),
+            None if self.replaced => Some(RunError::Replaced),
             None => {
                 let failure = self.cause();
                 let exit = self.exits.get(&failure.replica).copied();
@@ -708,7 +721,7 @@ impl Watcher {
         };
         // It has its own deadline, long past by now.
         self.commit = self.asking_git.take().and_then(|asking| asking.join().ok().flatten());
-        let patience = if self.killed { Duration::ZERO } else { HASHES_DEADLINE };
+        let patience = if self.killed || self.replaced { Duration::ZERO } else { HASHES_DEADLINE };
         self.hashes = self.hashing.take().map(|hashing| hashing.finish(patience)).unwrap_or_default();
         let mut summary = self.summary(status, now);
         let written = self.close(&mut summary);
@@ -851,7 +864,7 @@ pub(super) fn describe_failure(failure: &Failure, exit: Option<&Exit>, last_line
 }
 
 /// An error with everything behind it, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -74,6 +74,8 @@ struct Inbox {
     gathered: BTreeMap<CollectiveKey, Gathered>,
     bring: bool,
     released: bool,
+    /// This replica has said that it leaves.
+    left: bool,
     /// The coordinator has said itself that the run has failed, or that this replica is no part of it.
     told_failure: bool,
 }
@@ -225,7 +227,8 @@ impl Control {
     }
 
     fn is_over(&self) -> bool {
-        self.inbox().released || self.status.failure().is_some()
+        let inbox = self.inbox();
+        inbox.released || inbox.left || self.status.failure().is_some()
     }
 
     fn listen(&self, mut reader: Connection) {
@@ -390,6 +393,21 @@ impl Control {
     pub(crate) fn say(&self, message: ToCoordinator) -> Result<(), Failure> {
         self.flush()?;
         self.send(Vec::new(), || message)
+    }
+
+    /// Says that this worker was told to end and makes no other round, and waits a moment until that is heard: what is still on
+    /// its way when a process ends may be lost. From then on it has no more to say. A second call does nothing.
+    pub(crate) fn leave(&self) {
+        if std::mem::replace(&mut self.inbox().told_failure, true) {
+            return;
+        }
+        // If the coordinator cannot be told, it finds out in its own time.
+        let said = self.say(ToCoordinator::Leaving);
+        let deadline = Instant::now() + HEARTBEAT * 2;
+        while said.is_ok() && !self.outgoing().unheard.is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.inbox().left = true;
     }
 
     /// Says what failed, unless the coordinator has said so itself. If it is gone, its own end is what the launcher sees.

@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use super::history::{HISTORY_BYTES, History};
 use super::parameter_server::seconds;
 use super::status::RunStatus;
 use serde_bytes::ByteBuf;
@@ -17,7 +18,7 @@ use crate::observe::events::Progress;
 use crate::observe::metrics::Merger;
 use crate::protocol::connection::{Connection, ConnectionError, at_most};
 use crate::protocol::deadline::{FAREWELL, HEARTBEAT, LEASE, RECONNECT, ROUND, STALL, TICK};
-use crate::protocol::failure::{Failure, FailureKind};
+use crate::protocol::failure::{Failure, FailureKind, TOLD_TO_END};
 use crate::protocol::frame::Kind;
 use crate::protocol::message::{
     CollectiveKey, Finished, FromCoordinator, Group, Incarnation, Numbered, Pace, Position, Report, Seat, SeatState,
@@ -27,8 +28,10 @@ use crate::topology::{Mode, Placement, Replica, Role, Topology};
 
 /// What happens to the coordinator.
 pub(crate) enum Event {
-    /// A replica or the caller said hello; the connection is for answering.
+    /// A replica said hello; the connection is for answering.
     Connected { source: Source, incarnation: Incarnation, connection: Connection, heard: Heard },
+    /// The caller did, who has been told everything up to the message of this number.
+    Called { source: Source, incarnation: Incarnation, connection: Connection, told: u64 },
     /// It said something; a model comes with the bytes of its files.
     Said { source: Source, message: Box<Numbered>, files: Option<ModelFiles> },
     /// Its connection ended.
@@ -71,8 +74,12 @@ impl Heard {
 /// Events that may wait; a thread that brings more waits itself, so a fast worker cannot fill the memory.
 const QUEUE: usize = 1024;
 
-/// Events kept for a caller that has not connected yet; older progress is worth nothing by then.
-const BACKLOG: usize = 10_000;
+/// Processes that have been the caller and are told, if they come back, that they no longer are. They come back within
+/// moments, or when their machine wakes up.
+const REMEMBERED_CALLERS: usize = 64;
+
+/// How long the coordinator speaks with a caller that has much to hear before it looks at what the replicas say again.
+const BRIEFING: Duration = TICK.checked_div(4).expect("four is not zero");
 
 /// Collectives that are remembered, open or complete, for a worker whose connection broke or that is started again. A worker
 /// waits for each, so an honest run has one open, or two while answers travel.
@@ -219,6 +226,16 @@ impl Member {
     }
 }
 
+/// The process that follows the run.
+struct Caller {
+    /// Of its connection.
+    number: u64,
+    incarnation: Incarnation,
+    connection: Connection,
+    /// The number of the last message that it was told.
+    told: u64,
+}
+
 /// State of the coordinator.
 pub(crate) struct Coordinator {
     topology: Topology,
@@ -229,8 +246,11 @@ pub(crate) struct Coordinator {
     status: Arc<RunStatus>,
     position: Position,
     members: BTreeMap<Replica, Member>,
-    caller: Option<(u64, Connection)>,
-    backlog: VecDeque<FromCoordinator>,
+    caller: Option<Caller>,
+    /// Who was the caller last, and those who were before and must not come back.
+    last_caller: Option<Incarnation>,
+    replaced: VecDeque<Incarnation>,
+    history: History,
     merger: Merger,
     gathers: BTreeMap<CollectiveKey, Gather>,
     /// The state that was averaged last, kept where a worker may be started again.
@@ -277,7 +297,9 @@ impl Coordinator {
             position,
             members: BTreeMap::new(),
             caller: None,
-            backlog: VecDeque::new(),
+            last_caller: None,
+            replaced: VecDeque::new(),
+            history: History::new(HISTORY_BYTES),
             merger: Merger::new(topology.worker_count()),
             gathers: BTreeMap::new(),
             last_state: None,
@@ -294,19 +316,27 @@ impl Coordinator {
     /// Runs until the result has been fetched, or everyone knows why there is none.
     pub(crate) fn run(mut self, events: &Receiver<Event>) -> Result<(), Failure> {
         let outcome = self.train(events);
-        match &outcome {
+        match outcome {
             Ok(()) => self.hand_over(events),
-            Err(failure) => self.announce(failure, events),
+            Err(failure) => {
+                self.announce(&failure, events);
+                Err(failure)
+            }
         }
-        outcome
     }
 
     fn train(&mut self, events: &Receiver<Event>) -> Result<(), Failure> {
         loop {
-            match events.recv_timeout(TICK) {
+            // What happens meanwhile is not to wait for a caller that has much to hear.
+            let patience = if self.brief_caller() { TICK } else { Duration::ZERO };
+            match events.recv_timeout(patience) {
                 Ok(event) => self.handle(event),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => unreachable!("the acceptor holds a sender"),
+            }
+            for _ in 1..QUEUE {
+                let Some(event) = events.try_recv().ok().filter(|_| self.status.failure().is_none()) else { break };
+                self.handle(event);
             }
             self.check_waits();
             if let Some(failure) = self.status.failure() {
@@ -324,10 +354,11 @@ impl Coordinator {
 
     pub(crate) fn handle(&mut self, event: Event) {
         match event {
-            Event::Connected {
-                source: Source { speaker: Speaker::Caller, connection: number }, connection, ..
-            } => {
-                self.welcome_caller(number, connection);
+            Event::Called { source, incarnation, connection, told } => {
+                self.welcome_caller(Caller { number: source.connection, incarnation, connection, told });
+            }
+            Event::Connected { source: Source { speaker: Speaker::Caller, .. }, .. } => {
+                unreachable!("the door lets callers in as such")
             }
             Event::Connected {
                 source: Source { speaker: Speaker::Replica(replica), connection: number },
@@ -369,7 +400,7 @@ impl Coordinator {
     /// Whether this is the connection that its speaker was welcomed on last.
     fn knows(&self, source: Source) -> bool {
         let welcomed = match source.speaker {
-            Speaker::Caller => self.caller.as_ref().map(|(number, _)| *number),
+            Speaker::Caller => self.caller.as_ref().map(|caller| caller.number),
             Speaker::Replica(replica) => self.members.get(&replica).map(|member| member.number),
         };
         welcomed == Some(source.connection)
@@ -544,34 +575,61 @@ impl Coordinator {
         }
     }
 
-    fn welcome_caller(&mut self, number: u64, mut connection: Connection) {
-        if self.caller.is_some() {
-            let reason = "another caller watches this run".to_owned();
-            let _ = connection.send(&FromCoordinator::Refused { reason });
-            connection.shutdown();
-            return;
+    /// A process follows the run. It takes over from one that did: that one's machine may be asleep, with a connection that
+    /// nobody has told of it.
+    fn welcome_caller(&mut self, mut caller: Caller) {
+        if self.replaced.contains(&caller.incarnation) {
+            let _ = caller.connection.send_patiently(&FromCoordinator::Replaced, &at_most(SPEECH));
+            return caller.connection.shutdown();
         }
-        let _ = connection.send(&FromCoordinator::Welcome { position: self.position, heard: 0, state: None });
-        self.caller = Some((number, connection));
-        for message in std::mem::take(&mut self.backlog) {
-            self.tell_caller(message);
+        let former = self.last_caller.replace(caller.incarnation).filter(|former| *former != caller.incarnation);
+        if let Some(former) = former {
+            self.replaced.push_back(former);
+            if self.replaced.len() > REMEMBERED_CALLERS {
+                self.replaced.pop_front();
+            }
         }
+        if let Some(mut old) = self.caller.take() {
+            if former.is_some() {
+                let _ = old.connection.send_patiently(&FromCoordinator::Replaced, &at_most(SPEECH));
+            }
+            old.connection.shutdown();
+        }
+        caller.told = caller.told.min(self.history.last());
+        let welcome = FromCoordinator::Welcome { position: self.position, heard: 0, state: None };
+        self.caller = Some(caller);
+        self.speak_to_caller(&welcome);
     }
 
+    /// Leaves a message for the caller, whenever there is one.
     fn tell_caller(&mut self, message: FromCoordinator) {
-        if let Some((_, caller)) = &mut self.caller {
-            if caller.send_patiently(&message, &at_most(SPEECH)).is_ok() {
-                return;
+        self.history.push(message);
+    }
+
+    /// Tells the caller what it has not heard yet, for a moment at most; `true` if it has heard all, or is not there.
+    fn brief_caller(&mut self) -> bool {
+        let began = Instant::now();
+        while let Some(caller) = &mut self.caller
+            && let Some((number, message)) = self.history.after(caller.told)
+        {
+            if began.elapsed() > BRIEFING {
+                return false;
             }
+            caller.told = number;
+            let told = FromCoordinator::Told { number, message: Box::new(message.clone()) };
+            self.speak_to_caller(&told);
+        }
+        true
+    }
+
+    fn speak_to_caller(&mut self, message: &FromCoordinator) {
+        if let Some(caller) = &mut self.caller
+            && caller.connection.send_patiently(message, &at_most(SPEECH)).is_err()
+        {
             // Of a message that was written in part the rest cannot follow; the caller comes back on a new connection.
-            caller.shutdown();
+            caller.connection.shutdown();
             self.caller = None;
         }
-        if self.backlog.len() >= BACKLOG {
-            let progress = self.backlog.iter().position(|old| matches!(old, FromCoordinator::Progress(_)));
-            self.backlog.remove(progress.unwrap_or(0));
-        }
-        self.backlog.push_back(message);
     }
 
     fn listen(&mut self, replica: Replica, Numbered { number, message }: Numbered, files: Option<ModelFiles>) {
@@ -596,6 +654,13 @@ impl Coordinator {
                 self.complete_gathers();
             }
             ToCoordinator::Failed(failure) => _ = self.status.fail(failure),
+            ToCoordinator::Leaving if replica.role == Role::Worker => {
+                // It waits for this word before it ends.
+                let _ = member.tell(&FromCoordinator::Heard { number });
+                // That the next one is told so too is no sign of a life that cannot go on.
+                member.restarted = None;
+                self.lose(replica, TOLD_TO_END.to_owned());
+            }
             ToCoordinator::Finished(finished) if replica.role == Role::Worker => {
                 self.first_finished.get_or_insert_with(Instant::now);
                 member.finished = Some(finished);
@@ -604,6 +669,7 @@ impl Coordinator {
             ToCoordinator::Model if self.bringer == Some(replica) => self.model = files,
             ToCoordinator::Goodbye if member.dismissed => member.departed = true,
             ToCoordinator::Finished(_)
+            | ToCoordinator::Leaving
             | ToCoordinator::Goodbye
             | ToCoordinator::Model
             | ToCoordinator::Stop
@@ -731,7 +797,7 @@ impl Coordinator {
         }
     }
 
-    /// Says to all replicas that the coordinator lives: a frozen one keeps its connections open.
+    /// Says to all replicas and to the caller that the coordinator lives: a frozen one keeps its connections open.
     fn give_sign_of_life(&mut self) {
         if self.signed.elapsed() > HEARTBEAT {
             self.signed = Instant::now();
@@ -739,6 +805,7 @@ impl Coordinator {
                 let number = member.last_message;
                 let _ = member.tell(&FromCoordinator::Heard { number });
             }
+            self.speak_to_caller(&FromCoordinator::Heard { number: 0 });
         }
     }
 
@@ -907,7 +974,11 @@ impl Coordinator {
     }
 
     /// Releases the replicas and keeps the result until the caller has it.
-    fn hand_over(&mut self, events: &Receiver<Event>) {
+    ///
+    /// # Errors
+    ///
+    /// What ended this process before somebody had the result or its time was over.
+    fn hand_over(&mut self, events: &Receiver<Event>) -> Result<(), Failure> {
         for metric in self.merger.finish() {
             self.tell_caller(FromCoordinator::Metric(metric));
         }
@@ -920,28 +991,39 @@ impl Coordinator {
         let rounds = self.workers().filter_map(|(_, member)| Some(member.finished.as_ref()?.rounds)).max().unwrap_or(0);
         let complete = FromCoordinator::Complete { rounds, stopped: self.status.is_stopping() };
         let files = self.model.take().expect("the run is complete");
-        let deadline = Instant::now() + self.keep_result;
+        let mut deadline = Instant::now() + self.keep_result;
         // To every caller that comes, since one that goes without a word of thanks may not have it.
         let mut given = None;
         let mut thanked = None;
         // A replica whose connection broke just now comes back to hear that it is released.
         let is_gone = |member: &Member| member.departed || member.process_ended || member.lost.is_some();
         while thanked.is_none() || !self.members.values().all(is_gone) {
-            if let Some((number, caller)) = &mut self.caller
-                && given.replace(*number) != Some(*number)
+            let is_behind = !self.brief_caller();
+            if let Some(caller) = self.caller.as_mut().filter(|_| !is_behind)
+                && given.replace(caller.number) != Some(caller.number)
             {
-                let sent = caller.send(&complete).and_then(|()| caller.send_pieces(Kind::Model, &files.model));
-                if sent.and_then(|()| caller.send_pieces(Kind::Tensors, &files.tensors)).is_err() {
-                    caller.shutdown();
+                let connection = &mut caller.connection;
+                let sent = connection.send(&complete).and_then(|()| connection.send_pieces(Kind::Model, &files.model));
+                if sent.and_then(|()| connection.send_pieces(Kind::Tensors, &files.tensors)).is_err() {
+                    connection.shutdown();
                     self.caller = None;
                 }
+                // A large model may have taken the rest of the time, and the thanks are on their way.
+                deadline = deadline.max(Instant::now() + FAREWELL);
             }
-            match Self::next_after_the_end(events, thanked.map_or(deadline, |since: Instant| since + FAREWELL)) {
-                None => return,
-                Some(event) if self.is_thanked(&event) => _ = thanked.get_or_insert_with(Instant::now),
+            self.give_sign_of_life();
+            let until = thanked.map_or(deadline, |since: Instant| since + FAREWELL);
+            match Self::next_after_the_end(events, until, is_behind) {
+                Some(event) if is_thanked(&event, given) => _ = thanked.get_or_insert_with(Instant::now),
                 Some(event) => self.handle(event),
+                None if Instant::now() >= until => break,
+                None => {}
+            }
+            if let Some(failure) = self.status.failure().filter(|_| thanked.is_none()) {
+                return Err(failure);
             }
         }
+        Ok(())
     }
 
     /// Tells everyone the cause and waits a moment until they have heard it.
@@ -951,40 +1033,43 @@ impl Coordinator {
         }
         let ends = self.worker_ends();
         self.tell_caller(FromCoordinator::Workers(ends));
-        self.tell_caller(FromCoordinator::RunFailed(failure.clone()));
-        self.backlog.retain(|message| !matches!(message, FromCoordinator::RunFailed(_)));
         for member in self.members.values_mut() {
             member.dismissed = true;
             let _ = member.tell(&FromCoordinator::RunFailed(failure.clone()));
         }
         let deadline = Instant::now() + FAREWELL;
-        let mut told = self.caller.as_ref().map(|(number, _)| *number);
-        while let Some(event) = Self::next_after_the_end(events, deadline) {
-            match event {
-                event if self.is_thanked(&event) => return,
-                Event::Connected { source: Source { speaker: Speaker::Replica(_), .. }, mut connection, .. } => {
+        // A caller that comes back may have missed it.
+        let mut told = None;
+        while Instant::now() < deadline {
+            let is_behind = !self.brief_caller();
+            if let Some(caller) = self.caller.as_ref().filter(|_| !is_behind)
+                && told.replace(caller.number) != Some(caller.number)
+            {
+                self.speak_to_caller(&FromCoordinator::RunFailed(failure.clone()));
+            }
+            match Self::next_after_the_end(events, deadline, is_behind) {
+                Some(event) if is_thanked(&event, told) => return,
+                Some(Event::Connected { mut connection, .. }) => {
                     let _ = connection.send(&FromCoordinator::RunFailed(failure.clone()));
                 }
-                event => self.handle(event),
-            }
-            // A caller that comes back may have missed it.
-            if let Some((number, caller)) = &mut self.caller
-                && told.replace(*number) != Some(*number)
-            {
-                let _ = caller.send(&FromCoordinator::RunFailed(failure.clone()));
+                Some(event) => self.handle(event),
+                None => {}
             }
         }
     }
 
-    /// Whether the caller says that it has what it came for.
-    fn is_thanked(&self, event: &Event) -> bool {
-        matches!(event, Event::Said { source, message, .. }
-            if message.message == ToCoordinator::Acknowledged && source.speaker == Speaker::Caller && self.knows(*source))
+    /// The next event until `deadline`, or none within a moment; at once while somebody has still much to hear.
+    fn next_after_the_end(events: &Receiver<Event>, deadline: Instant, at_once: bool) -> Option<Event> {
+        let left = deadline.saturating_duration_since(Instant::now()).min(TICK);
+        events.recv_timeout(if at_once { Duration::ZERO } else { left }).ok()
     }
+}
 
-    fn next_after_the_end(events: &Receiver<Event>, deadline: Instant) -> Option<Event> {
-        events.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
-    }
+/// Whether the caller on the connection that was given the end says that it has what it came for. It may have gone by now,
+/// which the coordinator notices by itself when it speaks.
+fn is_thanked(event: &Event, given: Option<u64>) -> bool {
+    matches!(event, Event::Said { source: Source { speaker: Speaker::Caller, connection }, message, .. }
+        if message.message == ToCoordinator::Acknowledged && given == Some(*connection))
 }
 
 fn gathered_message(key: CollectiveKey, gather: &Gather) -> FromCoordinator {

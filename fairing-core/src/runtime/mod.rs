@@ -9,6 +9,7 @@ pub mod data;
 mod exchange;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
+mod history;
 pub mod layout;
 mod model;
 pub mod optimizer;

@@ -17,7 +17,7 @@ use super::parameter_server::ParameterServer;
 use super::status::RunStatus;
 use super::worker::Worker;
 use crate::protocol::connection::{Connection, ConnectionError, at_most};
-use crate::protocol::deadline::{HELLO, TICK};
+use crate::protocol::deadline::{HELLO, PARTING, TICK};
 use crate::protocol::failure::{Failure, FailureKind};
 use crate::protocol::frame::Kind;
 use crate::protocol::message::{
@@ -34,6 +34,17 @@ pub(crate) struct Context {
     pub(crate) status: Arc<RunStatus>,
     /// Where the run starts; anywhere but at the beginning once a run can go on where another one ended.
     pub(crate) start: Position,
+}
+
+impl Context {
+    /// Tells this replica to end, see [`RunStatus::leave`]. It is called by whoever hears the signal; `parted` is called after
+    /// the longest time that this may take.
+    pub(crate) fn leave(&self, parted: impl FnOnce()) {
+        self.status.leave(&self.placement);
+        std::thread::sleep(PARTING);
+        self.status.part();
+        parted();
+    }
 }
 
 /// The part of a replica that owns a share of the parameters, and the coordinator beside the first share.
@@ -196,17 +207,23 @@ impl Door {
             (Purpose::Data, Speaker::Replica(replica), _) => {
                 self.server.serve(replica.rank, hello.incarnation, connection);
             }
-            (Purpose::Control, speaker, Some(events)) => {
+            (Purpose::Control, speaker @ Speaker::Replica(_), Some(events))
+            | (Purpose::Follow { .. }, speaker @ Speaker::Caller, Some(events)) => {
                 let Ok(writer) = connection.try_clone() else { return };
                 let source = Source { speaker, connection: self.accepted.fetch_add(1, Ordering::Relaxed) };
                 let heard = Heard::now();
-                let incarnation = hello.incarnation;
-                let connected = Event::Connected { source, incarnation, connection: writer, heard: heard.clone() };
+                let Hello { incarnation, purpose, .. } = hello;
+                let connected = match (speaker, purpose) {
+                    (Speaker::Caller, Purpose::Follow { heard: told }) => {
+                        Event::Called { source, incarnation, connection: writer, told }
+                    }
+                    _ => Event::Connected { source, incarnation, connection: writer, heard: heard.clone() },
+                };
                 if events.send(connected).is_ok() {
                     forward(source, connection, &heard, events);
                 }
             }
-            (Purpose::Data, Speaker::Caller, _) | (Purpose::Control, _, None) => {
+            _ => {
                 let reason = format!("`{}` does not serve that", self.placement.replica);
                 let _ = connection.send(&FromCoordinator::Refused { reason });
             }
@@ -253,6 +270,8 @@ pub(crate) fn work<M: Model>(
     let host = placement.topology.is_serverless().then(|| Host::open(context, replica.rank.index())).transpose()?;
     let worked = Control::connect(placement, transport, status).and_then(|(control, position)| {
         host.iter().for_each(|host| host.attach(&control));
+        let leaving = Arc::downgrade(&control);
+        status.at_parting(move || leaving.upgrade().iter().for_each(|control| control.leave()));
         let surroundings = Surroundings {
             placement: placement.clone(),
             transport: transport.clone(),

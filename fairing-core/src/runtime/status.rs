@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::protocol::failure::Failure;
 use crate::protocol::message::{Seat, SeatState};
+use crate::topology::{Placement, Role};
 
 /// Shared by the threads of one replica.
 #[derive(Default)]
@@ -12,9 +13,13 @@ pub(crate) struct RunStatus {
     failure: Mutex<Option<Failure>>,
     failed: AtomicBool,
     stopping: AtomicBool,
+    /// This replica has been told to end.
+    leaving: AtomicBool,
     /// The workers by rank, as the coordinator told last; empty before.
     roll: Mutex<Vec<Seat>>,
     wake: Mutex<Vec<Box<dyn Fn() + Send + Sync>>>,
+    /// Says that this replica goes although its round is not finished.
+    parting: Mutex<Option<Box<dyn FnOnce() + Send>>>,
     /// A planted bug: a server of this replica forgets which chunks it has of a push that comes again, and takes them twice.
     #[cfg(test)]
     pub(crate) forgets: AtomicBool,
@@ -55,6 +60,30 @@ impl RunStatus {
     /// Asks for the run to stop when the round in progress is complete.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
+    }
+
+    /// Notes that this replica is told to end. A worker whose parameters are elsewhere finishes its round before it goes;
+    /// without any other replica the run fails at once.
+    pub(crate) fn leave(&self, placement: &Placement) {
+        self.leaving.store(true, Ordering::Release);
+        if placement.replica.role != Role::Worker || placement.topology.is_serverless() {
+            self.fail(Failure::told_to_end(placement.replica, None));
+        }
+    }
+
+    /// Registers what is said if this replica goes before its round is finished.
+    pub(crate) fn at_parting(&self, say: impl FnOnce() + Send + 'static) {
+        *self.parting.lock().expect("no holder panics") = Some(Box::new(say));
+    }
+
+    /// Says it, once.
+    pub(crate) fn part(&self) {
+        let say = self.parting.lock().expect("no holder panics").take();
+        say.into_iter().for_each(|say| say());
+    }
+
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
     }
 
     pub(crate) fn is_stopping(&self) -> bool {

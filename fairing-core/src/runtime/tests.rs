@@ -2,10 +2,11 @@
 
 mod faults;
 
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use super::layout::{Class, Layout, LayoutError, TensorSpec};
 use super::model::{Gradient, Model};
@@ -14,7 +15,7 @@ use super::replica::{Context, serve, work};
 use super::status::RunStatus;
 use super::worker::Worker;
 use crate::protocol::connection::{Connection, at_most};
-use crate::protocol::deadline::HELLO;
+use crate::protocol::deadline::{HEARTBEAT, HELLO, LEASE};
 use crate::protocol::failure::{Failure, FailureKind};
 use crate::protocol::frame::Kind;
 use crate::protocol::message::{
@@ -166,6 +167,21 @@ fn run_as(
     watch: &(dyn Fn(&FromCoordinator, &mut Connection) + Sync),
     start: Position,
 ) -> Ends {
+    run_met(transports, servers, topology, mode, train, watch, start, &|_| {})
+}
+
+/// As [`run_as`]; `meet` is called with what each replica has before it starts.
+#[expect(clippy::too_many_arguments, reason = "everything that a run is made of, for tests only")]
+fn run_met(
+    transports: &(dyn Fn(Member) -> Arc<dyn Transport> + Sync),
+    servers: &[Address],
+    topology: Topology,
+    mode: Mode,
+    train: TrainFn<'_>,
+    watch: &(dyn Fn(&FromCoordinator, &mut Connection) + Sync),
+    start: Position,
+    meet: &dyn Fn(&Context),
+) -> Ends {
     let context = |replica| Context {
         placement: Placement {
             run: "test".into(),
@@ -189,6 +205,7 @@ fn run_as(
         let mut working = Vec::new();
         for replica in topology.replicas() {
             let context = context(replica);
+            meet(&context);
             match replica.role {
                 Role::Ps => serving.push(scope.spawn(move || serve(&context))),
                 Role::Worker => working.push(scope.spawn(move || work(&context, train))),
@@ -204,11 +221,12 @@ fn run_as(
                 run: "test".into(),
                 speaker: Speaker::Caller,
                 incarnation: Incarnation::fresh(),
-                purpose: Purpose::Control,
+                purpose: Purpose::Follow { heard: 0 },
             };
             connection.send(&hello).unwrap();
             let mut heard = Vec::new();
             while let Ok(message) = connection.receive::<FromCoordinator>(&at_most(HELLO)) {
+                let message = message.untold();
                 watch(&message, &mut connection);
                 heard.push(message);
                 match heard.last() {
@@ -870,6 +888,232 @@ fn a_refused_connection_harms_nobody() {
     };
     let ends = run_over(&transport, std::slice::from_ref(&address), Topology::new(2, 1), &train);
     assert_eq!(ends.model().trained, [[-10.0]]);
+}
+
+/// Calls as the process `incarnation`, which has heard up to `heard`, and gives the connection behind the answer.
+fn follow(transport: &Memory, incarnation: Incarnation, heard: u64) -> (Connection, FromCoordinator) {
+    let mut connection = Connection::new(transport.connect(&Address::Memory("ps-0".into())).unwrap());
+    let purpose = Purpose::Follow { heard };
+    connection.send(&Hello { run: "test".into(), speaker: Speaker::Caller, incarnation, purpose }).unwrap();
+    let answer = connection.receive(&at_most(HELLO)).unwrap();
+    (connection, answer)
+}
+
+/// The next message that has a number, or the first one that is for no caller's history.
+fn next_told(connection: &mut Connection) -> (u64, FromCoordinator) {
+    loop {
+        match connection.receive(&at_most(HELLO)).unwrap() {
+            FromCoordinator::Told { number, message } => return (number, *message),
+            FromCoordinator::Heard { .. } => {}
+            other => return (0, other),
+        }
+    }
+}
+
+/// A run of one worker that records its rounds and ends while nobody follows it; then calls `then`. The server's end is given.
+fn run_unseen(keep_result: Duration, then: impl FnOnce(&Memory)) -> Result<(), Failure> {
+    let (topology, memory) = (Topology::new(1, 1), Memory::default());
+    let context = |replica| Context {
+        placement: Placement {
+            run: "test".into(),
+            replica,
+            topology,
+            seed: 3,
+            threads: 1,
+            servers: vec![Address::Memory("ps-0".into())],
+            data_dir: None,
+            mode: Mode::Sync,
+            rejoin: Duration::ZERO,
+            join: JOIN,
+            keep_result,
+        },
+        transport: Arc::new(memory.clone()),
+        status: Arc::new(RunStatus::default()),
+        start: Position::default(),
+    };
+    let train = |worker: &Worker| {
+        let mut model = worker.join(Flat::new(&[1], 0.0), Sgd::new())?;
+        for round in 0..20 {
+            worker.metric("round", f64::from(round));
+            model = worker.step(model, Gradient::mean(vec![Some(vec![1.0])], 1), 0.5)?;
+        }
+        Ok(model)
+    };
+    std::thread::scope(|scope| {
+        let server = scope.spawn(|| serve(&context(Replica::ps(0))));
+        work(&context(Replica::worker(0)), train).unwrap();
+        then(&memory);
+        server.join().unwrap()
+    })
+}
+
+#[test]
+fn callers_come_and_go_and_each_hears_all_of_it_once() {
+    let served = run_unseen(JOIN, |memory| {
+        let (first, second) = (Incarnation::fresh(), Incarnation::fresh());
+        // One whose connection breaks behind every message.
+        let (mut all, mut heard) = (Vec::new(), 0);
+        loop {
+            let (mut connection, answer) = follow(memory, first, heard);
+            assert!(matches!(answer, FromCoordinator::Welcome { .. }), "{answer:?}");
+            let (number, message) = next_told(&mut connection);
+            if number == 0 {
+                assert!(matches!(message, FromCoordinator::Complete { rounds: 20, stopped: false }), "{message:?}");
+                break;
+            }
+            assert!(number > heard);
+            heard = number;
+            all.push((number, message));
+        }
+        let rounds = all.iter().filter_map(|(_, message)| match message {
+            FromCoordinator::Metric(metric) => Some(metric.value),
+            _ => None,
+        });
+        assert_eq!(rounds.collect::<Vec<_>>(), (0..20).map(f64::from).collect::<Vec<_>>());
+        assert!(matches!(all.last(), Some((_, FromCoordinator::Workers(_)))));
+        // One that stays, without thanks, and is replaced by another process.
+        let (mut stays, _) = follow(memory, first, heard);
+        let (mut connection, answer) = follow(memory, second, 0);
+        assert!(matches!(answer, FromCoordinator::Welcome { .. }), "{answer:?}");
+        let again: Vec<_> = all.iter().map(|_| next_told(&mut connection)).collect();
+        assert_eq!(again, all);
+        let until_replaced = std::iter::from_fn(|| match stays.read_header(&at_most(HELLO)).ok()? {
+            header if header.kind == Kind::Message => Some(stays.read_message::<FromCoordinator>(header).unwrap()),
+            header => {
+                stays.read_exact(&mut vec![0; header.length_bytes as usize], &at_most(HELLO)).unwrap();
+                Some(FromCoordinator::Heard { number: 0 })
+            }
+        });
+        assert_eq!(until_replaced.last(), Some(FromCoordinator::Replaced));
+        // It cannot take the run back.
+        assert_eq!(follow(memory, first, heard).1, FromCoordinator::Replaced);
+        assert!(matches!(next_told(&mut connection), (0, FromCoordinator::Complete { .. })));
+        for kind in [Kind::Model, Kind::Tensors] {
+            connection.receive_frame(kind, &at_most(HELLO)).unwrap();
+        }
+        connection.send(&Numbered::from(ToCoordinator::Acknowledged)).unwrap();
+    });
+    served.unwrap();
+}
+
+#[test]
+fn a_result_that_nobody_comes_for_is_kept_for_its_time_only() {
+    let keep_result = Duration::from_millis(300);
+    let mut done = None;
+    run_unseen(keep_result, |_| done = Some(Instant::now())).unwrap();
+    let kept = done.unwrap().elapsed();
+    assert!(kept + HEARTBEAT > keep_result && kept < LEASE, "{kept:?}");
+}
+
+/// A run of two workers and a server, where worker 1 is told to end after `at` steps, in its own thread, and is started again
+/// if the coordinator says that it may be. Gives the model or the failure, and how the first life of worker 1 ended.
+fn run_with_a_leaving_worker(at: Option<u64>, rejoin: Duration) -> (Result<Flat, Failure>, Result<Flat, Failure>) {
+    let (topology, memory) = (Topology::new(2, 1), Memory::default());
+    let context = |replica| Context {
+        placement: Placement {
+            run: "test".into(),
+            replica,
+            topology,
+            seed: 3,
+            threads: 1,
+            servers: vec![Address::Memory("ps-0".into())],
+            data_dir: None,
+            mode: Mode::Sync,
+            rejoin,
+            join: JOIN,
+            keep_result: HEARTBEAT,
+        },
+        transport: Arc::new(memory.clone()),
+        status: Arc::new(RunStatus::default()),
+        start: Position::default(),
+    };
+    let examples: Vec<f32> = (0..60).map(|i| i as f32 / 10.0).collect();
+    let train = |context: &Context, at: Option<u64>| {
+        work(context, |worker| {
+            let mut model = worker.join(Flat::new(&SIZES, 0.5), Adam::new())?;
+            for epoch in worker.epochs(3) {
+                for batch in epoch.batches(&examples[..], 6) {
+                    if at == Some(worker.round()) {
+                        // In the middle of the round, which is still to be finished.
+                        context.status.leave(&context.placement);
+                    }
+                    let gradient = model.gradient(&batch);
+                    model = worker.step(model, Gradient::mean(gradient, batch.len()), 0.1)?;
+                }
+                worker.sum(&[1.0])?;
+            }
+            Ok(model)
+        })
+    };
+    std::thread::scope(|scope| {
+        let server = scope.spawn(|| serve(&context(Replica::ps(0))));
+        let other = scope.spawn(|| train(&context(Replica::worker(0)), None));
+        let left = train(&context(Replica::worker(1)), at);
+        if at.is_some() && !rejoin.is_zero() {
+            // Nobody but the coordinator has told anyone, and it holds the place already.
+            train(&context(Replica::worker(1)), None).unwrap();
+        }
+        let ended = other.join().unwrap();
+        assert_eq!(server.join().unwrap().is_ok(), ended.is_ok());
+        (ended, left)
+    })
+}
+
+#[test]
+fn a_worker_that_is_told_to_end_leaves_between_rounds_and_its_next_life_ends_with_the_same_bits() {
+    let whole = run_with_a_leaving_worker(None, LEASE).0.unwrap();
+    // In and between the epochs of five rounds, and in the last round of all.
+    for at in [0, 3, 4, 5, 14] {
+        let (ended, left) = run_with_a_leaving_worker(Some(at), LEASE);
+        assert!(ended.unwrap() == whole, "left in round {at}");
+        let expected = Failure::told_to_end(Replica::worker(1), Some(at + 1));
+        assert_eq!(left.err(), Some(expected), "the round in hand is finished");
+    }
+}
+
+#[test]
+fn without_a_place_to_come_back_to_a_worker_that_is_told_to_end_is_the_cause() {
+    let started = Instant::now();
+    let (ended, left) = run_with_a_leaving_worker(Some(7), Duration::ZERO);
+    let failure = ended.unwrap_err();
+    assert_eq!((failure.replica, failure.kind), (Replica::worker(1), FailureKind::Lost));
+    assert_eq!(failure.message, "it was told to end (SIGTERM)");
+    assert_eq!(left.unwrap_err().replica, Replica::worker(1));
+    // Not found out by a lease that ran out; the coordinator keeps the cause for its caller for a moment.
+    assert!(started.elapsed() < LEASE, "{:?}", started.elapsed());
+}
+
+#[test]
+fn a_server_that_is_told_to_end_is_the_cause_and_everyone_hears_it() {
+    for (topology, told) in [
+        (Topology::new(2, 1), Replica::ps(0)),
+        (Topology::new(2, 2), Replica::ps(1)),
+        (Topology::new(2, 0), Replica::worker(0)),
+        (Topology::new(2, 0), Replica::worker(1)),
+    ] {
+        let contexts: Mutex<BTreeMap<Replica, Context>> = Mutex::default();
+        let train = |worker: &Worker| {
+            let mut model = worker.join(Flat::new(&SIZES, 0.0), Sgd::new())?;
+            loop {
+                if worker.rank() == 0 && worker.round() == 5 {
+                    let contexts = contexts.lock().unwrap();
+                    let context = &contexts[&told];
+                    context.status.leave(&context.placement);
+                }
+                let gradient = model.gradient(&[1.0]);
+                model = worker.step(model, Gradient::mean(gradient, 1), 0.1)?;
+            }
+        };
+        let servers: Vec<_> = topology.servers().map(|server| Address::Memory(server.file_name())).collect();
+        let transport: Arc<dyn Transport> = Arc::new(Memory::default());
+        let transports = |_| transport.clone();
+        let meet = |context: &Context| {
+            contexts.lock().unwrap().insert(context.placement.replica, context.clone());
+        };
+        let ends = run_met(&transports, &servers, topology, Mode::Sync, &train, &|_, _| {}, Position::default(), &meet);
+        let failure = ends.failure();
+        assert_eq!((failure.replica, failure.message.as_str()), (told, "it was told to end (SIGTERM)"), "{topology}");
+    }
 }
 
 #[test]

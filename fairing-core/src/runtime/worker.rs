@@ -307,6 +307,7 @@ impl Worker {
     /// - [`WorkerError::JoinedTwice`].
     pub fn join<M: Model>(&self, model: M, optimizer: impl Into<Optimizer>) -> Result<M, WorkerError> {
         self.check()?;
+        self.leave_if_told()?;
         let joined = self.try_join(model, optimizer.into());
         joined.map_err(|error| self.remember(error))
     }
@@ -401,7 +402,10 @@ impl Worker {
     ) -> Result<M, WorkerError> {
         self.check()?;
         let stepped = self.try_step(model, gradient, learning_rate);
-        stepped.map_err(|error| self.remember(error))
+        let stepped = stepped.map_err(|error| self.remember(error))?;
+        // The round is finished here and at the servers.
+        self.leave_if_told()?;
+        Ok(stepped)
     }
 
     fn try_step<M: Model>(
@@ -573,6 +577,7 @@ impl Worker {
         mut measure: impl FnMut(&D::Batch) -> f64,
     ) -> Result<f64, WorkerError> {
         self.check()?;
+        self.leave_if_told()?;
         let chunks = data.len().div_ceil(EVALUATION_BATCH);
         let mut sums = Vec::new();
         for chunk in split(chunks, self.rank(), self.workers()) {
@@ -609,6 +614,7 @@ impl Worker {
     /// [`WorkerError::RunFailed`] if the lengths differ, or a replica fails or is lost meanwhile.
     pub fn sum(&self, values: &[f64]) -> Result<Vec<f64>, WorkerError> {
         self.check()?;
+        self.leave_if_told()?;
         let collective = Collective::Sum { len: values.len() as u64 };
         let parts = self.gather(collective, bytemuck::cast_slice(values)).map_err(|error| self.remember(error))?;
         let mut total = vec![0.0; values.len()];
@@ -725,6 +731,17 @@ impl Worker {
             None => Ok(()),
             Some(failure) => Err(WorkerError::RunFailed(failure)),
         }
+    }
+
+    /// Ends this worker's part if its process was told to end: called where another life can go on.
+    fn leave_if_told(&self) -> Result<(), WorkerError> {
+        if !self.status.is_leaving() {
+            return Ok(());
+        }
+        self.control.leave();
+        let failure = Failure::told_to_end(self.placement().replica, self.round_in_hand());
+        self.status.fail(failure.clone());
+        Err(self.remember(WorkerError::RunFailed(failure)))
     }
 
     /// Keeps the first error, so that the replica fails with it even if `train` swallows it.

@@ -52,15 +52,20 @@ impl Engine {
 
     /// Podman instead of Docker, with the same interface.
     pub(crate) fn start_podman() -> Self {
-        Self::start_kind("podman", None)
+        Self::start_kind("podman", None, &[])
     }
 
     /// With the registry of this configuration beside it, which is on the engine's own loopback interface.
     pub(crate) fn start_beside(registry: Option<&Path>) -> Self {
-        Self::start_kind("docker", registry)
+        Self::start_kind("docker", registry, &[])
     }
 
-    fn start_kind(kind: &str, registry: Option<&Path>) -> Self {
+    /// With variables of the script, beside the registry of a configuration or alone.
+    pub(crate) fn start_with(registry: Option<&Path>, variables: &[(&str, &Path)]) -> Self {
+        Self::start_kind("docker", registry, variables)
+    }
+
+    fn start_kind(kind: &str, registry: Option<&Path>, variables: &[(&str, &Path)]) -> Self {
         let folder = tempfile::Builder::new().prefix("engine-").tempdir().unwrap();
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/engine.sh");
         let mut process = Command::new("unshare")
@@ -70,6 +75,7 @@ impl Engine {
             .args(registry)
             .env_remove("DOCKER_HOST")
             .env("FAIRING_TESTS_ENGINE", kind)
+            .envs(variables.iter().copied())
             .stdin(Stdio::piped())
             .spawn()
             .unwrap();
@@ -122,7 +128,7 @@ impl Engine {
     }
 
     /// The first process of the engine's namespaces.
-    fn first(&self) -> u32 {
+    pub(crate) fn first(&self) -> u32 {
         children(self.process.id())[0]
     }
 

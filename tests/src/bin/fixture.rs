@@ -98,6 +98,8 @@ enum Face {
     },
     /// Worker 1 takes five times as long for a step as worker 0.
     Uneven,
+    /// The worker starts a program that trains for itself.
+    Nested,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -109,6 +111,7 @@ fn main() -> anyhow::Result<()> {
         }
         Face::Fault { fault, rank } => tell(Faulty { fault, rank }.launch()).map(drop),
         Face::Prefetch => tell(Prefetch.launch()).map(drop),
+        Face::Nested => tell(Nested { marker: arguments.marker }.launch()).map(drop),
         Face::Law { law, workers, ps, once } => {
             if once && in_replica() && !is_first(Path::new(&arguments.marker)) {
                 thread::sleep(FOREVER);
@@ -320,6 +323,26 @@ impl Train for Prefetch {
     fn train(&self, worker: &Worker) -> anyhow::Result<Linear> {
         let (half, other) = std::thread::spawn(|| rayon_core::join(|| 20.0, || 22.0)).join().expect("rayon works");
         anyhow::ensure!(worker.sum(&[half + other])? == [84.0]);
+        line::fit(worker, 2.0, 5)
+    }
+}
+
+/// Starts a run of its own, of which the replica's variables know nothing.
+#[distributed_training(workers = 1, ps = 1)]
+#[derive(Serialize, Deserialize)]
+struct Nested {
+    marker: String,
+}
+
+impl Train for Nested {
+    type Model = Linear;
+
+    fn train(&self, worker: &Worker) -> anyhow::Result<Linear> {
+        let mut nested = Command::new("/proc/self/exe");
+        nested
+            .args(["--marker", &self.marker, "start-and-wait"])
+            .env("FAIRING_RUNS", std::env::temp_dir().join("runs"));
+        anyhow::ensure!(nested.status()?.success(), "the run in the run failed");
         line::fit(worker, 2.0, 5)
     }
 }

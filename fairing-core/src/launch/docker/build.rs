@@ -7,15 +7,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bollard::models::BuildInfo;
+use bollard::models::{BuildInfo, ImageSummary};
 use bollard::query_parameters as query;
 
 use super::context::{Context, place};
 use super::engine::{Engine, EngineError};
+use super::guardian::BuildGuardian;
 use super::ignore::Patterns;
 use super::load::{Loaded, image_labels, repository, tag};
 use super::pull::{credentials, server, without_secrets};
 use super::stream::{ExchangeError, exchange};
+use super::tidy::tags;
 use crate::image::StreamError;
 use crate::image::archive::Archive;
 use crate::launch::lines::Lines;
@@ -156,7 +158,10 @@ impl Engine {
             Dockerfile::Generated { .. } => "the generated Dockerfile".to_owned(),
             Dockerfile::Own(path) => format!("`{}`", path.display()),
         };
-        let mut output = Output { hear: output, lines: Lines::default(), last: VecDeque::new(), step: None, id: None };
+        let before = known_tag.as_deref().and_then(|tag| self.called(tag));
+        let guardian = BuildGuardian::start(program, self);
+        let (lines, last) = (Lines::default(), VecDeque::new());
+        let mut output = Output { hear: output, lines, last, guardian, step: None, id: None };
         let sent_bytes =
             match self.run_build(&context, known_tag.as_deref(), labels.into_iter().collect(), logins, &mut output) {
                 Ok(sent_bytes) => sent_bytes,
@@ -195,7 +200,40 @@ impl Engine {
                 tag
             }
         };
+        self.forget(before, &id);
         Ok(Loaded { id, tag, sent_bytes })
+    }
+
+    /// The id of the image called `tag`.
+    pub(super) fn called(&self, tag: &str) -> Option<String> {
+        self.call("look for an image", self.docker().inspect_image(tag)).ok()?.id
+    }
+
+    /// Removes the image `before`, of which `id` has taken the name, unless something needs it.
+    pub(super) fn forget(&self, before: Option<String>, id: &str) {
+        if let Some(before) = before.filter(|before| before != id) {
+            // The engine refuses what is in use; then it goes with the end of a run.
+            let removed = self.docker().remove_image(&before, None::<query::RemoveImageOptions>, None);
+            let _ = self.call("remove an image without a name", removed);
+        }
+    }
+
+    /// The last of the nameless images that were made on `step`, or else that one.
+    pub(super) fn last_step_after(&self, step: &str) -> String {
+        let options = query::ListImagesOptionsBuilder::default().all(true).build();
+        let listed = self.call("list the images", self.docker().list_images(Some(options)));
+        let mut nameless = listed.unwrap_or_default();
+        nameless.retain(|image| tags(image).next().is_none());
+        let mut last = step.to_owned();
+        let is_on = |image: &ImageSummary, step: &str| {
+            let digits = |id: &str| id.trim_start_matches("sha256:").to_owned();
+            !image.parent_id.is_empty() && digits(&image.parent_id).starts_with(&digits(step))
+        };
+        // Taken out, so that this ends whatever the engine says.
+        while let Some(index) = nameless.iter().position(|image| is_on(image, &last)) {
+            last = nameless.swap_remove(index).id;
+        }
+        last
     }
 
     /// The id of the image called `tag`, if it was built of the archive.
@@ -249,9 +287,9 @@ impl Engine {
     /// Gives `step`, the last one of a build that failed or is of no use, a name, and takes it from the one that had it.
     ///
     /// Nothing depends on it: at worst an image without a name is left.
-    fn keep_unfinished(&self, program: &str, step: Option<&str>) {
+    pub(super) fn keep_unfinished(&self, program: &str, step: Option<&str>) {
         let (docker, name) = (self.docker(), format!("{}:{UNFINISHED}", repository(program)));
-        let before = self.call("look for an image", docker.inspect_image(&name)).ok().and_then(|image| image.id);
+        let before = self.called(&name);
         let step = step.and_then(|step| {
             let image = self.call("look at a step", docker.inspect_image(step)).ok()?;
             // With another name it is a base, or it is the user's.
@@ -262,10 +300,7 @@ impl Engine {
         match (step, before) {
             (Some(step), before) => {
                 let _ = self.name(&step, &name);
-                if let Some(before) = before.filter(|before| *before != step) {
-                    let removed = docker.remove_image(&before, None::<query::RemoveImageOptions>, None);
-                    let _ = self.call("remove an unfinished image", removed);
-                }
+                self.forget(before, &step);
             }
             (None, Some(_)) => {
                 let removed = docker.remove_image(&name, None::<query::RemoveImageOptions>, None);
@@ -352,6 +387,8 @@ struct Output<'a> {
     hear: &'a mut (dyn FnMut(&str) + Send),
     lines: Lines,
     last: VecDeque<String>,
+    /// Goes on with the last step if this process dies.
+    guardian: BuildGuardian,
     /// The image of the last step.
     step: Option<String>,
     id: Option<String>,
@@ -382,6 +419,7 @@ impl Output<'_> {
 
     fn say(&mut self, line: String) {
         if let Some(id) = line.strip_prefix(" ---> ").filter(|id| is_short_id(id)) {
+            self.guardian.hear(id);
             self.step = Some(id.to_owned());
         }
         if line.trim().is_empty() {

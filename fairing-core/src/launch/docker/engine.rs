@@ -31,12 +31,24 @@ const OLDEST: (usize, usize) = (1, 41);
 pub enum EngineError {
     /// No socket of an engine was found.
     #[error(
-        "no container engine was found (looked for {}; start Docker or Podman, or set DOCKER_HOST)",
-        sockets.iter().map(|path| format!("`{}`", path.display())).collect::<Vec<_>>().join(", ")
+        "no container engine was found (looked for {}; start Docker or Podman, or set DOCKER_HOST{})",
+        sockets.iter().map(|path| format!("`{}`", path.display())).collect::<Vec<_>>().join(", "),
+        of_context(context.as_deref())
     )]
     NotFound {
         /// Where one would have been.
         sockets: Vec<PathBuf>,
+        /// The context that Docker's own client would use, if that is not its default.
+        context: Option<String>,
+    },
+    /// What proves who is who to an engine on another machine cannot be read.
+    #[error("cannot read `{}`, with which the container engine is spoken to over TLS (set DOCKER_CERT_PATH to the folder of ca.pem, \
+             cert.pem and key.pem)", path.display())]
+    Certificates {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
     },
     /// There is an address, but nobody answers.
     #[error("no container engine answers at `{address}`: {reason} (start it, or set DOCKER_HOST to another one)")]
@@ -57,9 +69,9 @@ pub enum EngineError {
     },
     /// An address of a kind that is not supported.
     #[error(
-        "DOCKER_HOST is `{address}`, which is not supported: unix:// is, and tcp:// to this machine, since what is sent \
-         includes keys (for a remote engine forward its socket, for example \
-         `ssh -NL /tmp/engine.sock:/var/run/docker.sock HOST`, and set DOCKER_HOST to unix:///tmp/engine.sock)"
+        "DOCKER_HOST is `{address}`, which is not supported: unix:// is, and tcp:// to this machine, or with \
+         DOCKER_TLS_VERIFY=1, since what is sent includes keys (for a remote engine without TLS forward its socket, for \
+         example `ssh -NL /tmp/engine.sock:/var/run/docker.sock HOST`, and set DOCKER_HOST to unix:///tmp/engine.sock)"
     )]
     Unsupported {
         /// What DOCKER_HOST says.
@@ -103,6 +115,17 @@ pub enum EngineError {
     },
 }
 
+/// What to say of the context that Docker's own client would use.
+fn of_context(context: Option<&str>) -> String {
+    let remedy = |context| {
+        format!(
+            "; the current context of `docker` is `{context}`, and contexts are not read: \
+             `docker context inspect {context}` shows what to set DOCKER_HOST to"
+        )
+    };
+    context.map(remedy).unwrap_or_default()
+}
+
 impl EngineError {
     /// Whether the engine said that there is no such thing.
     pub(super) fn is_absence(&self) -> bool {
@@ -134,7 +157,7 @@ impl fmt::Debug for Engine {
 
 impl Engine {
     /// The engine that DOCKER_HOST names, or the first whose socket is found: Docker, rootless Docker, Docker Desktop,
-    /// Podman.
+    /// Podman. With DOCKER_TLS_VERIFY one at tcp:// is spoken to over mutual TLS, with the files in DOCKER_CERT_PATH.
     ///
     /// # Errors
     ///
@@ -147,6 +170,12 @@ impl Engine {
         let connected = if let Some(path) = address.strip_prefix("unix://") {
             check_rights(Path::new(path), &address)?;
             Docker::connect_with_unix(&address, LIBRARY_TIMEOUT, API_DEFAULT_VERSION)
+        } else if wants_tls && address.starts_with("tcp://") {
+            let [ca, certificate, key] = certificates(env)?;
+            // The client library takes the program's choice, and panics where there is none. Where the program has not made
+            // one, it is what the rest of fairing uses; an error is another thread's choice in between.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+            Docker::connect_with_ssl(&address, &key, &certificate, &ca, LIBRARY_TIMEOUT, API_DEFAULT_VERSION)
         } else if is_on_this_machine(&address) && !wants_tls {
             Docker::connect_with_http(&address, LIBRARY_TIMEOUT, API_DEFAULT_VERSION)
         } else {
@@ -287,7 +316,36 @@ fn address(env: &impl Env) -> Result<String, EngineError> {
     }
     let sockets = sockets(env);
     let found = sockets.iter().find(|path| path.exists());
-    found.map(|path| format!("unix://{}", path.display())).ok_or(EngineError::NotFound { sockets })
+    let found = found.map(|path| format!("unix://{}", path.display()));
+    found.ok_or_else(|| EngineError::NotFound { sockets, context: context(env) })
+}
+
+/// The folder of Docker's own client.
+fn client_folder(env: &impl Env) -> Option<PathBuf> {
+    let named = env.get("DOCKER_CONFIG").filter(|folder| !folder.is_empty()).map(PathBuf::from);
+    named.or_else(|| Some(PathBuf::from(env.get("HOME")?).join(".docker")))
+}
+
+/// The context that Docker's own client would use, if that is not its default.
+fn context(env: &impl Env) -> Option<String> {
+    let written = || {
+        let text = std::fs::read(client_folder(env)?.join("config.json")).ok()?;
+        let config: serde_json::Value = serde_json::from_slice(&text).ok()?;
+        Some(config["currentContext"].as_str()?.to_owned())
+    };
+    env.get("DOCKER_CONTEXT").or_else(written).filter(|name| !name.is_empty() && name != "default")
+}
+
+/// The files with which both sides prove who they are: the authority's, the certificate and its key.
+fn certificates(env: &impl Env) -> Result<[PathBuf; 3], EngineError> {
+    let named = env.get("DOCKER_CERT_PATH").filter(|folder| !folder.is_empty()).map(PathBuf::from);
+    let folder = named.or_else(|| client_folder(env)).unwrap_or_default();
+    let files = ["ca.pem", "cert.pem", "key.pem"].map(|name| folder.join(name));
+    for path in &files {
+        // The client library reads two of them much later, and goes on without.
+        std::fs::File::open(path).map_err(|source| EngineError::Certificates { path: path.clone(), source })?;
+    }
+    Ok(files)
 }
 
 /// Where engines have their sockets, the most common first.
@@ -338,10 +396,38 @@ mod tests {
         for open in ["tcp://192.0.2.1:2375", "tcp://engine:2375", "tcp://2375"] {
             assert!(error(&[("DOCKER_HOST", open)]).contains("since what is sent includes keys"), "{open}");
         }
-        let message = error(&[("DOCKER_HOST", "tcp://127.0.0.1:1"), ("DOCKER_TLS_VERIFY", "1")]);
-        assert!(message.contains("which is not supported"), "{message}");
+        let certificates = folder.path().to_str().unwrap();
+        let with_tls = |address| {
+            error(&[("DOCKER_HOST", address), ("DOCKER_TLS_VERIFY", "1"), ("DOCKER_CERT_PATH", certificates)])
+        };
+        let message = with_tls("tcp://127.0.0.1:1");
+        assert!(message.starts_with(&format!("cannot read `{certificates}/ca.pem`")), "{message}");
+        assert!(with_tls("http://127.0.0.1:1").contains("which is not supported"));
         let message = error(&[("DOCKER_HOST", "tcp://127.0.0.1:1")]);
         assert!(message.contains("Connection refused"), "{message}");
+    }
+
+    #[test]
+    fn a_context_that_is_not_read_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let env = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        };
+        let home = folder.path().to_str().unwrap();
+        std::fs::create_dir(folder.path().join(".docker")).unwrap();
+        let write = |text| std::fs::write(folder.path().join(".docker/config.json"), text).unwrap();
+        assert_eq!(context(&env(&[("HOME", home)])), None);
+        write(r#"{ "currentContext": "default" }"#);
+        assert_eq!(context(&env(&[("HOME", home)])), None);
+        write(r#"{ "currentContext": "far-away" }"#);
+        assert_eq!(context(&env(&[("HOME", home)])).as_deref(), Some("far-away"));
+        assert_eq!(context(&env(&[("HOME", home), ("DOCKER_CONTEXT", "near")])).as_deref(), Some("near"));
+        let message =
+            EngineError::NotFound { sockets: vec!["/a".into()], context: Some("far-away".into()) }.to_string();
+        let expected = "no container engine was found (looked for `/a`; start Docker or Podman, or set DOCKER_HOST; the current \
+                        context of `docker` is `far-away`, and contexts are not read: `docker context inspect far-away` shows \
+                        what to set DOCKER_HOST to)";
+        assert_eq!(message, expected);
     }
 
     #[test]

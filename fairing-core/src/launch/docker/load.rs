@@ -119,10 +119,12 @@ impl Engine {
         if let Some(id) = self.loaded(&tag, archive)? {
             return Ok(Loaded { id, tag, sent_bytes: 0 });
         }
+        let before = self.called(&tag);
         let mut sent_bytes = 0;
         for _ in 0..ATTEMPTS {
             sent_bytes += self.send_missing(&tag, archive, base, progress)?;
             if let Some(id) = self.loaded(&tag, archive)? {
+                self.forget(before, &id);
                 return Ok(Loaded { id, tag, sent_bytes });
             }
         }

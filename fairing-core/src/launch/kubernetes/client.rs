@@ -191,6 +191,16 @@ impl Cluster {
         &self.server
     }
 
+    /// Whether it has the kind JobSet.
+    pub(crate) fn serves_jobsets(&self) -> Result<bool, ClusterError> {
+        let kinds = || self.client.list_api_group_resources("jobset.x-k8s.io/v1alpha2");
+        match self.reactor.wait(self.ask("look for JobSets", kinds)) {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_without() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     pub(super) fn reactor(&self) -> &Reactor {
         &self.reactor
     }

@@ -3,6 +3,7 @@
 //! ```text
 //! client      finding the cluster; requests with deadlines; what is wrong with it in words
 //! manifest    what is created, as values
+//! scene       what others ask of that: who prepares a launch, who finds one
 //! preflight   what can be known to go wrong before anything is built
 //! apply       creating it, so that whatever dies in between, all of it goes away
 //! watch       pods, Jobs and events → what happens to the replicas
@@ -21,6 +22,7 @@ mod logs;
 pub(crate) mod manifest;
 mod preflight;
 mod runs;
+mod scene;
 mod tidy;
 mod watch;
 mod way;
@@ -55,20 +57,18 @@ const KILL_SECONDS: u32 = 1;
 pub struct KubernetesLauncher {
     cluster: Cluster,
     scene: manifest::Scene,
-    /// The run is left to itself once it is launched.
-    detach: bool,
 }
 
 impl KubernetesLauncher {
     /// A launcher that starts what `scene` describes.
     pub(crate) fn new(cluster: Cluster, scene: manifest::Scene) -> Self {
-        Self { cluster, scene, detach: false }
+        Self { cluster, scene }
     }
 }
 
 impl Launcher for KubernetesLauncher {
     fn addresses(&self, run: &str, topology: &Topology) -> Vec<Address> {
-        manifest::addresses(&self.scene, run, topology)
+        self.scene.addresses(run, topology)
     }
 
     fn launch(
@@ -161,7 +161,7 @@ impl Launched for KubernetesRun {
         self.cluster.reactor().wait(tidy::remove(&self.cluster, &self.applied))
     }
 
-    fn leave(&mut self) {
+    fn let_go(&mut self) {
         self.done = true;
         self.ending.begin();
         self.observing.abort();

@@ -52,6 +52,15 @@ impl fmt::Display for PreflightError {
     }
 }
 
+impl PreflightError {
+    /// The same with one problem more.
+    #[must_use]
+    pub(crate) fn and(mut self, problem: String) -> Self {
+        self.problems.push(problem);
+        self
+    }
+}
+
 impl Preflight {
     /// Asks the cluster. Changes nothing there.
     ///

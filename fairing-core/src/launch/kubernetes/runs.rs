@@ -13,7 +13,8 @@ use kube::{Api, ResourceExt as _};
 
 use super::apply::{Applied, Named, api};
 use super::client::{Cluster, ClusterError};
-use super::manifest::{self, Note, ROLE_LABEL, RUN_LABEL};
+use super::manifest::{self, ROLE_LABEL, RUN_LABEL};
+use super::scene::{self, Note, annotation};
 use super::tidy;
 use crate::topology::Replica;
 
@@ -85,15 +86,15 @@ impl Cluster {
             let Some((run, owner, resource)) = owners(self, Some(name)).await?.into_iter().next() else {
                 return Ok(None);
             };
-            let note = manifest::note(&owner).ok_or_else(|| ClusterError::Refused {
+            let note = scene::note(&owner).ok_or_else(|| ClusterError::Refused {
                 action: format!("attach to the run `{name}`"),
                 reason: "another version of fairing launched it".to_owned(),
                 status: 0,
             })?;
             let secrets: Api<Secret> = self.api();
-            let secret = manifest::caller_secret(name);
+            let secret = scene::caller_secret(name);
             let found = self.ask("get the caller's identity", || secrets.get(&secret)).await?;
-            let identity = found.data.and_then(|mut data| data.remove(manifest::IDENTITY_KEY)).unwrap_or_default().0;
+            let identity = found.data.and_then(|mut data| data.remove(scene::IDENTITY_KEY)).unwrap_or_default().0;
             let version = owner.resource_version().unwrap_or_default();
             let owner = Named { resource, name: owner.name_any() };
             Ok(Some(Attachment { run, note, identity, applied: Applied { owner, version, run: name.to_owned() } }))
@@ -167,7 +168,7 @@ async fn owners(
     }
     let parameters = ListParams::default().labels(&selector);
     let mut found = Vec::new();
-    for resource in manifest::owner_kinds() {
+    for resource in scene::owner_kinds() {
         let api = api(cluster, &resource);
         let list = match cluster.ask("list the runs", || api.list(&parameters)).await {
             Ok(list) => list,
@@ -177,21 +178,19 @@ async fn owners(
         };
         for owner in list {
             let annotations = owner.annotations();
-            let text = |key: &str| annotations.get(key).cloned();
+            let text = |name: &str| annotation(annotations, name);
             // Of the Jobs of a run only one is its owner.
-            let (Some(type_name), Some(name)) =
-                (text(manifest::TYPE_ANNOTATION), owner.labels().get(RUN_LABEL).cloned())
-            else {
+            let (Some(type_name), Some(name)) = (text("type"), owner.labels().get(RUN_LABEL).cloned()) else {
                 continue;
             };
             let created = owner.creation_timestamp().map_or(0, |time| seconds(time.0));
             let run = ClusterRun {
                 name,
                 type_name,
-                user: text(manifest::USER_ANNOTATION),
+                user: text("user"),
                 created,
                 state: state(&owner),
-                value_sha256: text(manifest::VALUE_ANNOTATION).unwrap_or_default(),
+                value_sha256: text("value-sha256").unwrap_or_default(),
             };
             found.push((run, owner, resource.clone()));
         }

@@ -3,14 +3,14 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::{DeleteParams, DynamicObject, ListParams};
 
 use super::apply::{Applied, Named, api};
 use super::client::{Cluster, ClusterError};
-use super::manifest::{self, RUN_LABEL};
+use super::manifest::RUN_LABEL;
+use super::scene;
 
 /// How long the cluster may take to remove a run's objects; pods get seconds to end.
 const REMOVED: Duration = Duration::from_secs(60);
@@ -35,7 +35,7 @@ pub(super) async fn remove(cluster: &Cluster, applied: &Applied) -> Vec<String> 
     let Applied { owner, run, .. } = applied;
     // The API's default for Jobs leaves their pods behind.
     let parameters = DeleteParams::background();
-    let named = std::iter::once(owner.clone()).chain(manifest::companions(run));
+    let named = std::iter::once(owner.clone()).chain(scene::companions(run, owner));
     let named: Vec<(Named, Api<DynamicObject>)> =
         named.map(|named| (named.clone(), api(cluster, &named.resource))).collect();
     let deleting = named.iter().map(|(named, api)| {
@@ -44,10 +44,8 @@ pub(super) async fn remove(cluster: &Cluster, applied: &Applied) -> Vec<String> 
         async move { cluster.ask_until(&action, deadline, || api.delete(&named.name, parameters)).await.map(drop) }
     });
     let selector = ListParams::default().labels(&format!("{RUN_LABEL}={run}"));
-    let (jobs, pods): (Api<Job>, Api<Pod>) = (cluster.api(), cluster.api());
+    let pods: Api<Pod> = cluster.api();
     let ending = async {
-        let end = || jobs.delete_collection(&parameters, &selector);
-        cluster.ask_until("remove the Jobs of a run", deadline, end).await?;
         let parameters = DeleteParams::background().grace_period(GRACE_SECONDS);
         let end = || pods.delete_collection(&parameters, &selector);
         cluster.ask_until("end the pods of a run", deadline, end).await.map(drop)
@@ -73,7 +71,7 @@ async fn wait_until_gone(
 ) -> Vec<String> {
     let deadline = Instant::now() + REMOVED;
     let mut pause = FIRST_PAUSE;
-    let (jobs, pods): (Api<Job>, Api<Pod>) = (cluster.api(), cluster.api());
+    let pods: Api<Pod> = cluster.api();
     let unknown = |error: ClusterError| vec![format!("whether the run `{run}` is gone is not known: {error}")];
     loop {
         tokio::time::sleep(pause).await;
@@ -85,11 +83,7 @@ async fn wait_until_gone(
         };
         if left.is_empty() {
             // Pods go last; the others need one look.
-            match cluster.ask_until("list the Jobs of a run", deadline, || jobs.list_metadata(selector)).await {
-                Ok(list) => left.extend(list.items.iter().map(|job| format!("the Job `{}`", name(&job.metadata)))),
-                Err(error) => return unknown(error),
-            }
-            for (named, api) in named.iter().filter(|(named, _)| named.resource.kind != "Job") {
+            for (named, api) in named {
                 match cluster.ask_once("look for what is left", api.get_metadata(&named.name)).await {
                     Err(error) if error.is_absence() => {}
                     Err(error) => left.push(format!("the {} `{}` perhaps ({error})", named.resource.kind, named.name)),

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -82,11 +82,12 @@ impl Way for Forward {
         self.wait();
         let (near, far) = UnixStream::pair()?;
         far.set_nonblocking(true)?;
-        let opened = open(self.cluster.clone(), pod, self.port, far);
-        self.cluster
-            .reactor()
-            .wait(tokio::time::timeout(OPEN, opened))
-            .unwrap_or_else(|_| Err(refused(format!("the API server opened no way within {} s", OPEN.as_secs()))))?;
+        let cluster = self.cluster.clone();
+        let opened = async move { tokio::time::timeout(OPEN, open(cluster, pod, self.port, far)).await };
+        match self.cluster.reactor().wait(opened) {
+            Ok(opened) => opened?,
+            Err(_) => return Err(refused(format!("the API server opened no way within {} s", OPEN.as_secs()))),
+        }
         Ok(near)
     }
 }
@@ -143,9 +144,4 @@ async fn pass(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + U
 /// Of the kind that is tried again: the pod may not run yet, or its program may not listen yet.
 fn refused(reason: String) -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionRefused, reason)
-}
-
-/// A way that can be had from several threads.
-pub(super) fn shared(way: Forward) -> Arc<dyn Way> {
-    Arc::new(way)
 }

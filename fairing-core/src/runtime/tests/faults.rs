@@ -4,13 +4,12 @@
 //! Each seed is one run in threads of this process, with [`Faulty`] between its replicas and the memory transport. The test
 //! plays the caller and the launcher: it starts lost workers again, and may say that a process has ended.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Mutex, OnceLock};
-use std::time::Instant;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -18,7 +17,7 @@ use rand_chacha::ChaCha8Rng;
 use super::*;
 use crate::config::{Env as _, ProcessEnv};
 use crate::protocol::connection::ConnectionError;
-use crate::protocol::deadline::{GRACE, LEASE, ROUND, TICK, WORST_LOSS};
+use crate::protocol::deadline::{GRACE, ROUND, TICK, WORST_LOSS};
 use crate::protocol::faulty::{Fault, Faulty, Life, Moved, Way, What};
 use crate::protocol::frame::Header;
 
@@ -400,11 +399,12 @@ fn watch(transport: &dyn Transport, address: &Address, events: &Sender<Event>) -
     let stream = crate::protocol::transport::connect_patiently(transport, address, deadline, &|| Ok(()));
     let mut connection = Connection::new(stream.map_err(ConnectionError::Broken)?);
     let incarnation = Incarnation::fresh();
-    let hello = Hello { run: "test".into(), speaker: Speaker::Caller, incarnation, purpose: Purpose::Control };
+    let hello =
+        Hello { run: "test".into(), speaker: Speaker::Caller, incarnation, purpose: Purpose::Follow { heard: 0 } };
     connection.send(&hello)?;
     let _ = events.send(Event::Caller(connection.try_clone().map_err(ConnectionError::Broken)?));
     loop {
-        let message: FromCoordinator = connection.receive(&at_most(HANG))?;
+        let message = connection.receive::<FromCoordinator>(&at_most(HANG))?.untold();
         let is_end = matches!(message, FromCoordinator::Complete { .. } | FromCoordinator::RunFailed(_));
         if matches!(message, FromCoordinator::Complete { .. }) {
             let model = connection.receive_frame(Kind::Model, &at_most(HELLO))?;

@@ -64,10 +64,6 @@ struct ReplicatedJob {
     template: JobTemplateSpec,
 }
 
-pub(super) fn resource() -> ApiResource {
-    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("jobset.x-k8s.io", "v1alpha2", KIND), "jobsets")
-}
-
 pub(super) fn objects(scene: &Scene, plan: &LaunchPlan) -> Objects {
     let topology = plan.placements[0].topology;
     let owner = topology.coordinator().role;
@@ -110,7 +106,10 @@ pub(super) fn objects(scene: &Scene, plan: &LaunchPlan) -> Objects {
                 .collect(),
         },
     };
-    let manifest = |job_set: &JobSet| Manifest::new(resource(), plan.run.clone(), job_set);
+    let manifest = |job_set: &JobSet| {
+        let kind = GroupVersionKind::gvk("jobset.x-k8s.io", "v1alpha2", KIND);
+        Manifest::new(ApiResource::from_gvk_with_plural(&kind, "jobsets"), plan.run.clone(), job_set)
+    };
     let mut suspended = job_set.clone();
     suspended.spec.suspend = true;
     let anchor = anchor(scene, plan);

@@ -20,14 +20,14 @@ mod rights;
 mod shared;
 mod tfjob;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec, Secret, Service};
+use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::api::rbac::v1::PolicyRule;
 use kube::ResourceExt as _;
-use kube::core::{ApiResource, DynamicObject, Resource};
+use kube::core::{ApiResource, Resource};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -36,7 +36,7 @@ use super::Following;
 use super::apply::Named;
 use crate::config::{KubernetesSettings, Renderer, Resources};
 use crate::exit::ExitCode;
-use crate::topology::{Address, Mode, Placement, Replica, Role, Topology};
+use crate::topology::{Address, Mode, Replica, Role, Topology};
 
 pub(crate) use rights::role;
 pub(crate) use shared::value_hash;
@@ -50,17 +50,10 @@ pub(crate) const JOB_LABEL: &str = "fairing.dev/job";
 /// The label by which tools find who looks after an object, and fairing its own.
 pub(crate) const MANAGER_LABEL: (&str, &str) = ("app.kubernetes.io/managed-by", "fairing");
 
-/// The annotation of a run's owner with `module_path::Type`. Nothing else of a run has it.
-pub(crate) const TYPE_ANNOTATION: &str = "fairing.dev/type";
-/// The annotation of a run's owner with the name of the user who launched it.
-pub(crate) const USER_ANNOTATION: &str = "fairing.dev/user";
-/// The annotation of a run's owner with the hash of what it trains, type and value.
+/// The annotation of a run's owner with the hash of the value that it trains with.
 pub(crate) const VALUE_ANNOTATION: &str = "fairing.dev/value-sha256";
 /// The annotation of a run's owner with [`Known`].
-const PLAN_ANNOTATION: &str = "fairing.dev/plan";
-
-/// The key of what a caller proves with who it is, in [`caller_secret`].
-pub(crate) const IDENTITY_KEY: &str = "identity";
+pub(crate) const PLAN_ANNOTATION: &str = "fairing.dev/plan";
 
 /// The port on which replicas that host parameters listen.
 const PORT: u16 = 7070;
@@ -116,44 +109,29 @@ pub(crate) struct Provenance {
 
 /// What somebody who comes later has to know of a run, in an annotation of its owner.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Known {
+pub(crate) struct Known {
     /// How its objects look.
-    format: Format,
+    pub(crate) format: Format,
     /// Who takes part.
-    topology: Topology,
+    pub(crate) topology: Topology,
     /// Where the servers listen, in the order of their shares.
-    servers: Vec<String>,
+    pub(crate) servers: Vec<String>,
     /// When gradients are applied.
-    mode: Mode,
+    pub(crate) mode: Mode,
     /// The seed of all that is random.
-    seed: u64,
-    /// Compute threads of each replica.
-    threads: u32,
+    pub(crate) seed: u64,
     /// How long a lost worker is waited for, in milliseconds.
-    rejoin_ms: u64,
-    /// How long the replicas wait for each other at the beginning, in milliseconds.
-    join_ms: u64,
+    pub(crate) rejoin_ms: u64,
     /// How long a pod may be without a node, in seconds.
-    schedule_timeout_s: u64,
+    pub(crate) schedule_timeout_s: u64,
     /// How long the run may take, in seconds.
-    deadline_s: u64,
+    pub(crate) deadline_s: u64,
     /// How long the result is kept, in seconds.
-    keep_result_s: u64,
+    pub(crate) keep_result_s: u64,
     /// Bytes of memory of a worker and of a server.
-    memory: [u64; 2],
+    pub(crate) memory: [u64; 2],
     /// `module_path::Type`.
-    type_name: String,
-    /// The extension of the model's file.
-    extension: String,
-}
-
-/// What an owner says of its run.
-#[derive(Debug, Clone)]
-pub(crate) struct Note {
-    /// The replicas, as they are told what they are.
-    pub(crate) placements: Vec<Placement>,
-    /// What matters to those who follow the run.
-    pub(crate) following: Following,
+    pub(crate) type_name: String,
     /// The extension of the model's file.
     pub(crate) extension: String,
 }
@@ -231,9 +209,7 @@ impl Scene {
             servers: placement.servers.iter().map(Address::to_string).collect(),
             mode: placement.mode,
             seed: placement.seed,
-            threads: placement.threads,
-            rejoin_ms: millis(placement.rejoin),
-            join_ms: millis(placement.join),
+            rejoin_ms: u64::try_from(placement.rejoin.as_millis()).unwrap_or(u64::MAX),
             schedule_timeout_s: settings.schedule_timeout.as_secs(),
             deadline_s: settings.deadline.as_secs(),
             keep_result_s: settings.keep_result.as_secs(),
@@ -257,8 +233,13 @@ impl Scene {
 }
 
 impl Known {
+    /// What the annotations of a run's owner say of it, if that can be read.
+    pub(crate) fn read(annotations: &BTreeMap<String, String>) -> Option<Self> {
+        serde_json::from_str(annotations.get(PLAN_ANNOTATION)?).ok()
+    }
+
     /// What matters to those who follow the run.
-    fn following(&self) -> Following {
+    pub(crate) fn following(&self) -> Following {
         Following {
             restarts: self.rejoin_ms > 0,
             schedule_timeout: Duration::from_secs(self.schedule_timeout_s),
@@ -266,53 +247,6 @@ impl Known {
             port: PORT,
         }
     }
-}
-
-/// What the annotations of a run's owner say of it, if that can be read.
-pub(crate) fn note(owner: &DynamicObject) -> Option<Note> {
-    let known: Known = serde_json::from_str(owner.annotations().get(PLAN_ANNOTATION)?).ok()?;
-    let run = owner.labels().get(RUN_LABEL)?;
-    let servers = known.servers.iter().map(|server| server.parse().ok()).collect::<Option<Vec<Address>>>()?;
-    let placement = |replica| Placement {
-        run: run.clone(),
-        replica,
-        topology: known.topology,
-        seed: known.seed,
-        threads: known.threads,
-        servers: servers.clone(),
-        // A folder in the pods, which nobody else has.
-        data_dir: None,
-        mode: known.mode,
-        rejoin: Duration::from_millis(known.rejoin_ms),
-        join: Duration::from_millis(known.join_ms),
-        keep_result: Duration::from_secs(known.keep_result_s),
-    };
-    let placements = known.topology.replicas().map(placement).collect();
-    Some(Note { placements, following: known.following(), extension: known.extension })
-}
-
-/// The kinds of objects that own runs.
-pub(crate) fn owner_kinds() -> Vec<ApiResource> {
-    vec![ApiResource::erase::<Job>(&()), jobset::resource(), tfjob::resource()]
-}
-
-/// The Secret with what a caller proves with who it is, under [`IDENTITY_KEY`].
-pub(crate) fn caller_secret(run: &str) -> String {
-    format!("{run}-caller")
-}
-
-/// What a run has besides its owner, Jobs and pods. A Service is there or not.
-pub(crate) fn companions(run: &str) -> Vec<Named> {
-    let named = |resource: ApiResource, name: String| Named { resource, name };
-    vec![
-        named(ApiResource::erase::<Secret>(&()), run.to_owned()),
-        named(ApiResource::erase::<Secret>(&()), caller_secret(run)),
-        named(ApiResource::erase::<Service>(&()), run.to_owned()),
-    ]
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Manifest {

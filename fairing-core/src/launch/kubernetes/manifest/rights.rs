@@ -20,13 +20,11 @@ pub(super) fn rules(format: Format) -> Vec<PolicyRule> {
     };
     // Runs are found by listing their owners, and followed by watching.
     let owned = [&APPLIED[..], &["list", "watch"]].concat();
-    // One request removes all Jobs of a run, another one ends its pods.
-    let jobs = [&owned[..], &["deletecollection"]].concat();
+    let applied: &[&str] = if format == Format::Jobs { &["secrets", "services"] } else { &["secrets"] };
     let mut rules = vec![
-        rule("batch", &["jobs"], &jobs),
-        rule("", &["secrets"], &APPLIED),
-        // An operator makes its own, which are removed with what is left of a run all the same.
-        rule("", &["services"], if format == Format::Jobs { &APPLIED } else { &["delete", "get"] }),
+        rule("batch", &["jobs"], &owned),
+        rule("", applied, &APPLIED),
+        // One request ends all pods of a run.
         rule("", &["pods"], &["delete", "deletecollection", "get", "list", "watch"]),
         rule("", &["pods/log"], &["get"]),
         // Which of the two verbs a port-forward takes depends on the version of the cluster.
@@ -46,5 +44,6 @@ pub(crate) fn role(scene: &Scene) -> String {
     yaml(&Role {
         metadata: ObjectMeta { name: Some("fairing".to_owned()), ..ObjectMeta::default() },
         rules: Some(rules(scene.format)),
+        ..Role::default()
     })
 }

@@ -10,8 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::super::super::LaunchPlan;
 use super::{
-    IDENTITY_KEY, JOB_LABEL, MANAGER_LABEL, Manifest, PLAN_ANNOTATION, PORT, ROLE_LABEL, RUN_LABEL, Scene,
-    TYPE_ANNOTATION, USER_ANNOTATION, VALUE_ANNOTATION, caller_secret,
+    JOB_LABEL, MANAGER_LABEL, Manifest, PLAN_ANNOTATION, PORT, ROLE_LABEL, RUN_LABEL, Scene, VALUE_ANNOTATION,
 };
 use crate::topology::Role;
 
@@ -58,10 +57,10 @@ pub(super) fn annotations(scene: &Scene, plan: &LaunchPlan) -> BTreeMap<String, 
     let always = [
         (VALUE_ANNOTATION, value_hash(&plan.value)),
         ("fairing.dev/image", scene.image.clone()),
-        (TYPE_ANNOTATION, provenance.type_name.clone()),
+        ("fairing.dev/type", provenance.type_name.clone()),
         (PLAN_ANNOTATION, known),
     ];
-    let perhaps = [("fairing.dev/commit", &provenance.commit), (USER_ANNOTATION, &provenance.user)];
+    let perhaps = [("fairing.dev/commit", &provenance.commit), ("fairing.dev/user", &provenance.user)];
     let perhaps = perhaps.into_iter().filter_map(|(key, value)| Some((key, value.clone()?)));
     always.into_iter().chain(perhaps).map(|(key, value)| (key.to_owned(), value)).collect()
 }
@@ -82,8 +81,8 @@ pub(super) fn secrets(scene: &Scene, plan: &LaunchPlan) -> [Manifest; 2] {
     let identities =
         identities.map(|(placement, identity)| (placement.replica.file_name(), ByteString(identity.clone())));
     let value = (VALUE_KEY.to_owned(), ByteString(plan.value.clone()));
-    let caller = BTreeMap::from([(IDENTITY_KEY.to_owned(), ByteString(plan.caller.clone()))]);
-    [secret(plan.run.clone(), identities.chain([value]).collect()), secret(caller_secret(&plan.run), caller)]
+    let caller = BTreeMap::from([("identity".to_owned(), ByteString(plan.caller.clone()))]);
+    [secret(plan.run.clone(), identities.chain([value]).collect()), secret(format!("{}-caller", plan.run), caller)]
 }
 
 /// Gives the pods that host parameters their names.

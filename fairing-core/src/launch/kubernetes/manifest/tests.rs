@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 
 use expect_test::{ExpectFile, expect, expect_file};
@@ -243,30 +243,19 @@ fn whoever_comes_later_knows_the_run() {
     for format in [Format::Jobs, Format::JobSet, Format::TfJob] {
         let scene = scene(format, LaunchOptions::new());
         let plan = usual(&scene, 3, 2);
-        let owner: DynamicObject = serde_json::from_value(objects(&scene, &plan).released.object).unwrap();
-        let Note { placements, following, extension } = note(&owner).unwrap();
-        let without_data = plan.placements.iter().map(|it| Placement { data_dir: None, ..it.clone() });
-        assert_eq!((placements, extension.as_str()), (without_data.collect(), "bpk"));
+        let owner = objects(&scene, &plan).released.object;
+        let annotations: BTreeMap<String, String> =
+            serde_json::from_value(owner["metadata"]["annotations"].clone()).unwrap();
+        let known = Known::read(&annotations).unwrap();
+        assert_eq!(known, scene.known(&plan));
+        let servers: Vec<Address> = known.servers.iter().map(|server| server.parse().unwrap()).collect();
+        assert_eq!(servers, plan.placements[0].servers);
+        assert_eq!(annotations[VALUE_ANNOTATION], value_hash(&plan.value));
+        let following = known.following();
         assert_eq!((following.restarts, following.port), (true, PORT));
         assert_eq!(following.memory, [1 << 30, 512 << 20]);
-        assert_eq!(owner.annotations()[VALUE_ANNOTATION], value_hash(&plan.value));
-        assert_eq!(owner.annotations()[TYPE_ANNOTATION], "vision::FashionMnist");
-        let kinds = owner_kinds();
-        assert!(kinds.iter().any(|kind| Some(&kind.kind) == owner.types.as_ref().map(|types| &types.kind)));
-        let mut other = owner.clone();
-        other.annotations_mut().insert(PLAN_ANNOTATION.to_owned(), "{}".to_owned());
-        assert!(note(&other).is_none());
     }
-}
-
-#[test]
-fn a_run_has_its_companions() {
-    let scene = scene(Format::Jobs, LaunchOptions::new());
-    let objects = objects(&scene, &usual(&scene, 2, 1));
-    let name = |named: Named| (named.resource.kind, named.name);
-    let rest = objects.rest.iter().map(|manifest| name(manifest.named()));
-    let rest: Vec<_> = rest.filter(|(kind, _)| kind != "Job").collect();
-    assert_eq!(companions(&objects.run).into_iter().map(name).collect::<Vec<_>>(), rest);
+    assert_eq!(Known::read(&BTreeMap::new()), None);
 }
 
 #[test]

@@ -55,10 +55,6 @@ struct ReplicaSpec {
     template: PodTemplateSpec,
 }
 
-pub(super) fn resource() -> ApiResource {
-    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("kubeflow.org", "v1", KIND), "tfjobs")
-}
-
 pub(super) fn objects(scene: &Scene, plan: &LaunchPlan) -> Objects {
     let topology = plan.placements[0].topology;
     let placement = pod::of_role(plan, Role::Worker);
@@ -102,7 +98,10 @@ pub(super) fn objects(scene: &Scene, plan: &LaunchPlan) -> Objects {
             tf_replica_specs: specs.collect(),
         },
     };
-    let manifest = |tf_job: &TfJob| Manifest::new(resource(), plan.run.clone(), tf_job);
+    let manifest = |tf_job: &TfJob| {
+        let kind = GroupVersionKind::gvk("kubeflow.org", "v1", KIND);
+        Manifest::new(ApiResource::from_gvk_with_plural(&kind, "tfjobs"), plan.run.clone(), tf_job)
+    };
     let mut suspended = tf_job.clone();
     suspended.spec.run_policy.suspend = true;
     let anchor = anchor(scene, plan);

@@ -1,0 +1,70 @@
+//! A launch on a cluster: what is asked before anything is built, and what is launched.
+
+use std::path::Path;
+
+use super::ship::Shipment;
+use super::{RunError, Subject};
+use crate::config::{Config, Env as _, ProcessEnv};
+use crate::launch::LaunchPlan;
+use crate::launch::kubernetes::manifest::{self, MAX_VALUE_BYTES, Provenance, Scene};
+use crate::launch::kubernetes::{Cluster, ClusterRun, ClusterRunState};
+use crate::observe::git;
+use crate::observe::terminal::View;
+
+/// Stands for the image as long as there is none.
+pub(super) const NO_IMAGE: &str = "IMAGE";
+
+/// Stands for the name of the run while the cluster is asked whether it would take its pods.
+pub(super) const PREVIEW: &str = "preview";
+
+/// What would be launched, but for the image.
+pub(super) fn scene(config: &Config, manifest: &Path, subject: &Subject) -> Result<Scene, RunError> {
+    if subject.value.len() > MAX_VALUE_BYTES {
+        return Err(RunError::ValueTooLarge { size_bytes: subject.value.len() });
+    }
+    let commit = git::commit(manifest, git::GIT_DEADLINE);
+    let provenance = Provenance {
+        type_name: subject.type_name.to_owned(),
+        commit: commit
+            .map(|commit| if commit.dirty == Some(false) { commit.id } else { format!("{}-dirty", commit.id) }),
+        user: ["USER", "LOGNAME"].into_iter().find_map(|name| ProcessEnv.get(name)).filter(|user| !user.is_empty()),
+        extension: subject.extension.to_owned(),
+    };
+    Ok(Scene::new(config, NO_IMAGE.to_owned(), provenance))
+}
+
+/// Finds the cluster and asks it, and the registry, what can be known to go wrong before anything is built. `plan` gives
+/// what the launch would be, with another name.
+pub(super) fn cluster(
+    config: &Config,
+    scene: &mut Scene,
+    value: &[u8],
+    plan: &dyn Fn(&Scene) -> LaunchPlan,
+    view: &mut dyn View,
+) -> Result<Cluster, RunError> {
+    let settings = &config.kubernetes;
+    let cluster = Cluster::find(settings.context.as_deref(), settings.namespace.as_deref())?;
+    scene.settle(|| cluster.serves_jobsets())?;
+    let (checked, pushable) = std::thread::scope(|scope| {
+        let pushing = scope.spawn(|| Shipment::check_push(config));
+        let checked = scene.preflight(&plan(scene)).check(&cluster);
+        (checked, pushing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
+    let notes = match (checked, pushable) {
+        (Ok(notes), Ok(())) => notes,
+        (Ok(_), Err(error)) => return Err(error.into()),
+        (Err(error), Ok(())) => return Err(error.into()),
+        (Err(error), Err(pushing)) => return Err(error.and(super::watch::chain(&pushing)).into()),
+    };
+    for note in notes {
+        view.say(&format!("not checked: {note}"));
+    }
+    if !settings.another {
+        let value = manifest::value_hash(value);
+        let same = |run: &ClusterRun| run.state == ClusterRunState::Alive && run.value_sha256 == value;
+        if let Some(run) = cluster.runs()?.into_iter().find(same) {
+            return Err(RunError::AlreadyRuns { run: run.name });
+        }
+    }
+    Ok(cluster)
+}
