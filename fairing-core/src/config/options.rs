@@ -350,7 +350,6 @@ impl LaunchOptions {
     }
 
     /// Whether a launch on a cluster starts another run although one trains the same type with the same value there.
-    #[must_use]
     pub fn another(self, is_another: bool) -> Self {
         Self { another: Some(is_another), ..self }
     }

@@ -94,7 +94,7 @@ pub(super) fn note(owner: &DynamicObject) -> Option<Note> {
         data_dir: None,
         mode: known.mode,
         rejoin: Duration::from_millis(known.rejoin_ms),
-        join: Duration::from_secs(known.schedule_timeout_s).max(crate::topology::JOIN),
+        join: Duration::from_secs(known.join_s),
         keep_result: Duration::from_secs(known.keep_result_s),
     };
     let placements = known.topology.replicas().map(placement).collect();

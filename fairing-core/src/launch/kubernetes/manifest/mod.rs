@@ -122,6 +122,8 @@ pub(crate) struct Known {
     pub(crate) seed: u64,
     /// How long a lost worker is waited for, in milliseconds.
     pub(crate) rejoin_ms: u64,
+    /// How long the replicas wait for each other at the beginning, in seconds.
+    pub(crate) join_s: u64,
     /// How long a pod may be without a node, in seconds.
     pub(crate) schedule_timeout_s: u64,
     /// How long the run may take, in seconds.
@@ -210,6 +212,7 @@ impl Scene {
             mode: placement.mode,
             seed: placement.seed,
             rejoin_ms: u64::try_from(placement.rejoin.as_millis()).unwrap_or(u64::MAX),
+            join_s: placement.join.as_secs(),
             schedule_timeout_s: settings.schedule_timeout.as_secs(),
             deadline_s: settings.deadline.as_secs(),
             keep_result_s: settings.keep_result.as_secs(),
