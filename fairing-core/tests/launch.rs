@@ -221,6 +221,7 @@ impl Run {
                     lines.push((replica, stream, text));
                 }
                 ReplicaEvent::Exited { replica, exit } => assert_eq!(exits.insert(replica, exit), None),
+                other => panic!("no process says {other:?}"),
             }
         }
         (lines, exits)

@@ -307,6 +307,7 @@ impl Run {
             match self.next() {
                 ReplicaEvent::Line { replica, stream, text } => lines.push((replica, stream, text)),
                 ReplicaEvent::Exited { replica, exit } => assert_eq!(exits.insert(replica, exit), None),
+                other => panic!("no engine says {other:?}"),
             }
         }
         (lines, exits)

@@ -45,6 +45,5 @@ pub(crate) fn role(scene: &Scene) -> String {
     yaml(&Role {
         metadata: ObjectMeta { name: Some("fairing".to_owned()), ..ObjectMeta::default() },
         rules: Some(rules(scene.format)),
-        ..Role::default()
     })
 }
