@@ -122,7 +122,7 @@ pub(super) fn refuse_cut_off() -> ! {
         "the program is not attached to its launcher, as the first process of the container that takes its standard input \
          (end the image's entry script with `exec PROGRAM \"$@\"`, and read nothing from standard input in it)",
     );
-    process::exit(i32::from(code.code()))
+    std::process::exit(i32::from(code.code()))
 }
 
 fn refuse(reason: &str) -> ExitCode {
