@@ -272,7 +272,7 @@ fn lock_payload() -> MutexGuard<'static, Delivery> {
 #[ctor::ctor(unsafe)]
 fn attach() {
     START_DIRECTORY.get_or_init(current_directory);
-    if relay::is_asked() || !leads_its_group() {
+    if relay::is_asked() {
         return;
     }
     if !Placement::is_in(&ProcessEnv) {
@@ -281,6 +281,9 @@ fn attach() {
             IN_CLUSTER.store(true, Ordering::Release);
             end_at_termination();
         }
+        return;
+    }
+    if !leads_its_group() {
         return;
     }
     let folder = ProcessEnv.get(FOLDER).map(PathBuf::from);
@@ -380,7 +383,8 @@ fn current_directory() -> PathBuf {
 
 /// The launcher gives each replica a process group; the replica's children, which inherit its variables, are not leaders.
 fn leads_its_group() -> bool {
-    rustix::process::getpgrp() == rustix::process::getpid()
+    let own = rustix::process::getpid();
+    group_of(own) == Some(own)
 }
 
 /// Moves the pipe on standard input to a descriptor that no child inherits and leaves an empty input in its place.

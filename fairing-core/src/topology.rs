@@ -319,6 +319,9 @@ pub struct Placement {
     pub join: Duration,
     /// How long the coordinator keeps the result of a finished run for its caller. Default [`KEEP_RESULT`].
     pub keep_result: Duration,
+    /// Whether worker 0 stays until the result has been fetched: where its end is that of the run, and takes the coordinator
+    /// with it.
+    pub first_stays: bool,
 }
 
 /// How long replicas wait for each other before training: enough for a slow data set, or an image pull on a cold node. This
@@ -343,14 +346,15 @@ const STALENESS: &str = "FAIRING_PLACEMENT_STALENESS";
 const REJOIN: &str = "FAIRING_PLACEMENT_REJOIN_MS";
 const JOIN_MS: &str = "FAIRING_PLACEMENT_JOIN_MS";
 const KEEP_RESULT_MS: &str = "FAIRING_PLACEMENT_KEEP_RESULT_MS";
+const FIRST_STAYS: &str = "FAIRING_PLACEMENT_FIRST_STAYS";
 
 /// The variable with the folder that holds a replica's payload, where no launcher is at its standard input. No part of
 /// [`Placement`]: it says how the replica gets what it trains with, see [`crate::lifeline`], not what it is.
 pub const FOLDER: &str = "FAIRING_PLACEMENT_FOLDER";
 
 /// Every variable that carries a placement; its presence makes a process a replica.
-pub const PLACEMENT_VARIABLES: [&str; 14] =
-    [RUN, ROLE, RANK, WORKERS, PS, SEED, THREADS, SERVERS, DATA, STALENESS, REJOIN, JOIN_MS, KEEP_RESULT_MS, FOLDER];
+pub const PLACEMENT_VARIABLES: [&str; 15] =
+    [RUN, ROLE, RANK, WORKERS, PS, SEED, THREADS, SERVERS, DATA, STALENESS, REJOIN, JOIN_MS, KEEP_RESULT_MS, FIRST_STAYS, FOLDER];
 
 /// How [`Mode::Async`] is written into [`STALENESS`]; it is absent in sync mode.
 const UNBOUNDED: &str = "unbounded";
@@ -410,6 +414,9 @@ impl Placement {
                 variables.push((name, duration.as_millis().to_string()));
             }
         }
+        if self.first_stays {
+            variables.push((FIRST_STAYS, "1".to_owned()));
+        }
         variables
     }
 
@@ -459,6 +466,7 @@ impl Placement {
             rejoin: duration(REJOIN, Duration::ZERO)?,
             join: duration(JOIN_MS, JOIN)?,
             keep_result: duration(KEEP_RESULT_MS, KEEP_RESULT)?,
+            first_stays: env.get(FIRST_STAYS).is_some(),
         })
     }
 }
@@ -486,6 +494,7 @@ mod tests {
             rejoin: Duration::from_secs(30),
             join: Duration::from_secs(7),
             keep_result: Duration::from_secs(8),
+            first_stays: true,
         }
     }
 
@@ -497,6 +506,7 @@ mod tests {
             rejoin: Duration::ZERO,
             join: JOIN,
             keep_result: KEEP_RESULT,
+            first_stays: false,
             data_dir: None,
             ..placement()
         });
@@ -566,7 +576,7 @@ mod tests {
 
     #[test]
     fn every_broken_variable_is_named() {
-        const OPTIONAL: [&str; 6] = [DATA, STALENESS, REJOIN, JOIN_MS, KEEP_RESULT_MS, FOLDER];
+        const OPTIONAL: [&str; 7] = [DATA, STALENESS, REJOIN, JOIN_MS, KEEP_RESULT_MS, FIRST_STAYS, FOLDER];
         let whole: BTreeMap<String, String> =
             placement().to_env().into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
         for name in PLACEMENT_VARIABLES.into_iter().filter(|name| !OPTIONAL.contains(name)) {

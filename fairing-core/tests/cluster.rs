@@ -331,6 +331,7 @@ impl Cluster {
             join: PATIENCE,
             // Nobody comes for the result.
             keep_result: Duration::from_secs(1),
+            first_stays: false,
         };
         assert_ne!(placement.keep_result, KEEP_RESULT);
         Self { authority: Authority::new("slope-1").unwrap(), secrets, placement }

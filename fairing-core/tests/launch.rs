@@ -242,6 +242,7 @@ fn plan(launcher: &LocalLauncher, topology: Topology, behaviour: &str) -> Launch
         rejoin: Duration::ZERO,
         join: JOIN,
         keep_result: KEEP_RESULT,
+        first_stays: false,
     };
     let arguments: Vec<OsString> = ["replica", behaviour].map(OsString::from).into();
     LaunchPlan {

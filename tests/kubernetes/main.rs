@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use fairing_core::Topology;
+use fairing_core::{DistributedTraining as _, Topology};
 use fairing_tests::law::{Kind, Law, Rule};
 
 use support::{Ended, PATIENCE, Program, Running, Signal};
@@ -271,22 +271,29 @@ fn a_run_goes_on_without_its_launcher_and_can_be_attached_to_from_elsewhere() {
     runs(&["attach", &run]).run().code(1).says(&format!("there is no run `{run}`"));
 }
 
+/// In each format, whose operators have views of their own on when a run is over.
 #[test]
 fn a_result_waits_for_whoever_comes_for_it_and_goes_when_nobody_does() {
     let namespace = Namespace::new();
     let law = Law { epochs: 1, pause_ms: 0, ..LAW };
-    let detached = || {
-        let program = namespace.law(&law, 2, 1).env("FAIRING_DETACH", "1").env("FAIRING_KEEP_RESULT", "20s");
-        program.env("FAIRING_TTL", "1s").env("FAIRING_ANOTHER", "1").run().code(0).own_lines()[0].to_owned()
-    };
-    let run = detached();
-    wait_for(|| namespace.kubectl(&["get", "pods", "--output", "wide"]).matches("Completed").count() == 2);
-    let attach = namespace.target(Program::new(&example("fairing_runs"))).argument("attach").argument(&run);
-    let attached = attach.run().code(0);
-    assert!(attached.has_model());
-    namespace.is_empty();
-    detached();
-    namespace.becomes_empty(PATIENCE * 2);
+    for launcher in ["jobs", "jobset", "tfjob"] {
+        let detached = |keep_result: &str| {
+            let program = namespace.law(&law, 2, 1).env("FAIRING_DETACH", "1").env("FAIRING_LAUNCHER", launcher);
+            let program = program.env("FAIRING_KEEP_RESULT", keep_result).env("FAIRING_TTL", "1s");
+            program.env("FAIRING_ANOTHER", "1").run().code(0).own_lines()[0].to_owned()
+        };
+        let run = detached("60s");
+        // Of a TFJob worker 0 stays.
+        let ended = if launcher == "tfjob" { 1 } else { 2 };
+        wait_for(|| namespace.kubectl(&["get", "pods"]).matches("Completed").count() == ended);
+        thread::sleep(Duration::from_secs(3));
+        let attach = namespace.target(Program::new(&example("fairing_runs"))).argument("attach").argument(&run);
+        let attached = attach.run().code(0);
+        assert!(attached.has_model());
+        namespace.is_empty();
+        detached("1s");
+        namespace.becomes_empty(PATIENCE * 2);
+    }
 }
 
 #[track_caller]

@@ -120,6 +120,7 @@ mod tests {
             rejoin: Duration::ZERO,
             join,
             keep_result,
+            first_stays: false,
         };
         assert_eq!(check(&placement(JOIN, KEEP_RESULT)), Ok(()));
         assert_eq!(check(&placement(LEAST_JOIN, LEAST_KEEP_RESULT)), Ok(()));

@@ -90,6 +90,7 @@ pub(crate) fn train_in_memory<T: DistributedTraining>(
             rejoin: Duration::ZERO,
             join: JOIN,
             keep_result: KEEP_RESULT,
+            first_stays: false,
         },
         transport: transport.clone(),
         status: Arc::new(RunStatus::default()),

@@ -32,7 +32,9 @@ use std::time::{Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::__private::{Registration, Travels};
-use crate::config::{Config, ConfigError, Env as _, Explanation, LaunchOptions, ProcessEnv, Resolved, Surroundings};
+use crate::config::{
+    Config, ConfigError, Env as _, Explanation, LaunchOptions, ProcessEnv, Renderer, Resolved, Surroundings,
+};
 use crate::exit::ExitCode;
 #[cfg(feature = "kubernetes")]
 use crate::launch::kubernetes::{ClusterError, PreflightError, manifest::MAX_VALUE_BYTES};
@@ -473,6 +475,8 @@ fn placements(run: &str, config: &Config, site: &Site, servers: &[Address]) -> V
         crate::config::Target::Kubernetes => (config.kubernetes.join_timeout, config.kubernetes.keep_result),
         _ => (JOIN, KEEP_RESULT),
     };
+    // The operator takes the end of worker 0 for that of the TFJob, and ends the servers.
+    let is_tfjob = config.target == crate::config::Target::Kubernetes && config.kubernetes.launcher == Renderer::TfJob;
     let placement = |replica| Placement {
         run: run.to_owned(),
         replica,
@@ -485,6 +489,7 @@ fn placements(run: &str, config: &Config, site: &Site, servers: &[Address]) -> V
         rejoin: config.rejoin,
         join,
         keep_result,
+        first_stays: is_tfjob,
     };
     config.topology.replicas().map(placement).collect()
 }

@@ -83,6 +83,7 @@ fn part_in_a_tfjob<T: DistributedTraining>(env: &impl Env) -> Result<(Placement,
         join: JOIN,
         // Nobody comes for it.
         keep_result: deadline::LEAST_KEEP_RESULT,
+        first_stays: false,
     };
     Ok((placement, transport))
 }

@@ -451,7 +451,9 @@ impl Control {
             true => Some(true),
             false => inbox.released.then_some(false),
         };
-        self.wait(end, "the end of the run")
+        let stays = self.placement.first_stays && self.placement.replica == Replica::worker(0);
+        let more = if stays { self.placement.keep_result } else { Duration::ZERO };
+        self.wait_longer(end, "the end of the run", more)
     }
 
     /// Waits without limit of its own until the run is complete or has failed: for servers, whose work is elsewhere.
@@ -468,9 +470,18 @@ impl Control {
         }
     }
 
-    fn wait<T>(&self, mut ready: impl FnMut(&mut Inbox) -> Option<T>, what: &str) -> Result<T, Failure> {
+    fn wait<T>(&self, ready: impl FnMut(&mut Inbox) -> Option<T>, what: &str) -> Result<T, Failure> {
+        self.wait_longer(ready, what, Duration::ZERO)
+    }
+
+    fn wait_longer<T>(
+        &self,
+        mut ready: impl FnMut(&mut Inbox) -> Option<T>,
+        what: &str,
+        more: Duration,
+    ) -> Result<T, Failure> {
         // The coordinator names the late worker after one ROUND; waiting longer here leaves it the first word.
-        let limit = ROUND + self.placement.rejoin + HEARTBEAT * 2;
+        let limit = ROUND + self.placement.rejoin + HEARTBEAT * 2 + more;
         let deadline = Instant::now() + limit;
         let mut inbox = self.inbox();
         loop {

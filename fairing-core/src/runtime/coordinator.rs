@@ -216,6 +216,12 @@ impl Member {
         }
     }
 
+    /// Tells it that the run is complete.
+    fn release(&mut self) {
+        self.dismissed = true;
+        let _ = self.tell(&FromCoordinator::Released);
+    }
+
     /// Whether the run needs nothing of it any more.
     fn is_done(&self) -> bool {
         self.finished.is_some() || self.is_lost_for_good()
@@ -243,6 +249,8 @@ pub(crate) struct Coordinator {
     rejoin: Duration,
     join: Duration,
     keep_result: Duration,
+    /// Worker 0 is released last, and until then stays.
+    first_stays: bool,
     status: Arc<RunStatus>,
     position: Position,
     members: BTreeMap<Replica, Member>,
@@ -286,13 +294,14 @@ impl Gather {
 
 impl Coordinator {
     pub(crate) fn new(placement: &Placement, status: Arc<RunStatus>, position: Position) -> Self {
-        let Placement { topology, mode, rejoin, join, keep_result, .. } = *placement;
+        let Placement { topology, mode, rejoin, join, keep_result, first_stays, .. } = *placement;
         Self {
             topology,
             mode,
             rejoin,
             join,
             keep_result,
+            first_stays,
             status,
             position,
             members: BTreeMap::new(),
@@ -988,9 +997,9 @@ impl Coordinator {
         }
         let ends = self.worker_ends();
         self.tell_caller(FromCoordinator::Workers(ends));
-        for member in self.members.values_mut() {
-            member.dismissed = true;
-            let _ = member.tell(&FromCoordinator::Released);
+        let first = Replica::worker(0);
+        for (_, member) in self.members.iter_mut().filter(|(replica, _)| !self.first_stays || **replica != first) {
+            member.release();
         }
         let rounds = self.workers().filter_map(|(_, member)| Some(member.finished.as_ref()?.rounds)).max().unwrap_or(0);
         let complete = FromCoordinator::Complete { rounds, stopped: self.status.is_stopping() };
@@ -1018,7 +1027,10 @@ impl Coordinator {
             self.give_sign_of_life();
             let until = thanked.map_or(deadline, |since: Instant| since + FAREWELL);
             match Self::next_after_the_end(events, until, is_behind) {
-                Some(event) if is_thanked(&event, given) => _ = thanked.get_or_insert_with(Instant::now),
+                Some(event) if is_thanked(&event, given) => {
+                    thanked.get_or_insert_with(Instant::now);
+                    self.release_first();
+                }
                 Some(event) => self.handle(event),
                 None if Instant::now() >= until => break,
                 None => {}
@@ -1028,7 +1040,15 @@ impl Coordinator {
                 return self.status.failure().map_or(Ok(()), Err);
             }
         }
+        self.release_first();
         Ok(())
+    }
+
+    /// Lets worker 0 go, if it has stayed.
+    fn release_first(&mut self) {
+        if let Some(first) = self.members.get_mut(&Replica::worker(0)).filter(|first| !first.dismissed) {
+            first.release();
+        }
     }
 
     /// Tells everyone the cause and waits a moment until they have heard it.

@@ -29,6 +29,7 @@ fn placement(workers: u32) -> Placement {
         rejoin: Duration::from_secs(1),
         join: JOIN,
         keep_result: KEEP_RESULT,
+        first_stays: false,
     }
 }
 

@@ -269,6 +269,7 @@ impl Run {
             rejoin: Duration::ZERO,
             join: JOIN,
             keep_result: KEEP_RESULT,
+            first_stays: false,
         };
         let arguments: Vec<OsString> = ["replica", behaviour].map(OsString::from).into();
         let plan = LaunchPlan {

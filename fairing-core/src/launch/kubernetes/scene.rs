@@ -96,6 +96,7 @@ pub(super) fn note(owner: &DynamicObject) -> Option<Note> {
         rejoin: Duration::from_millis(known.rejoin_ms),
         join: Duration::from_secs(known.join_s),
         keep_result: Duration::from_secs(known.keep_result_s),
+        first_stays: false,
     };
     let placements = known.topology.replicas().map(placement).collect();
     Some(Note { placements, following: known.following(), extension: known.extension })

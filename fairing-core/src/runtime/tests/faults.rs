@@ -346,6 +346,7 @@ impl Running {
                 rejoin: self.case.rejoin,
                 join: JOIN,
                 keep_result: KEEP_RESULT,
+                first_stays: false,
             },
             transport: Arc::new(Faulty::new(self.transport.clone(), life.clone())),
             status: status.clone(),

@@ -55,6 +55,7 @@ fn plan(scene: &Scene, run: &str, workers: u32, ps: u32, mode: Mode, rejoin: Dur
         rejoin,
         join: scene.settings.join_timeout,
         keep_result: scene.settings.keep_result,
+        first_stays: false,
     };
     LaunchPlan {
         run: run.to_owned(),
