@@ -353,8 +353,23 @@ const FIRST_STAYS: &str = "FAIRING_PLACEMENT_FIRST_STAYS";
 pub const FOLDER: &str = "FAIRING_PLACEMENT_FOLDER";
 
 /// Every variable that carries a placement; its presence makes a process a replica.
-pub const PLACEMENT_VARIABLES: [&str; 15] =
-    [RUN, ROLE, RANK, WORKERS, PS, SEED, THREADS, SERVERS, DATA, STALENESS, REJOIN, JOIN_MS, KEEP_RESULT_MS, FIRST_STAYS, FOLDER];
+pub const PLACEMENT_VARIABLES: [&str; 15] = [
+    RUN,
+    ROLE,
+    RANK,
+    WORKERS,
+    PS,
+    SEED,
+    THREADS,
+    SERVERS,
+    DATA,
+    STALENESS,
+    REJOIN,
+    JOIN_MS,
+    KEEP_RESULT_MS,
+    FIRST_STAYS,
+    FOLDER,
+];
 
 /// How [`Mode::Async`] is written into [`STALENESS`]; it is absent in sync mode.
 const UNBOUNDED: &str = "unbounded";

@@ -12,6 +12,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -36,19 +37,34 @@ fn endless() -> Law {
     Law { epochs: 10_000, ..LAW }
 }
 
+/// Held for writing by a test that stops a part of the cluster, which others need.
+static CLUSTER: RwLock<()> = RwLock::new(());
+
 /// A namespace of a test's own. Dropping it removes it.
 struct Namespace {
     name: String,
+    _shared: Option<RwLockReadGuard<'static, ()>>,
+    _alone: Option<RwLockWriteGuard<'static, ()>>,
 }
 
 impl Namespace {
     fn new() -> Self {
+        Self::with(Some(CLUSTER.read().unwrap_or_else(PoisonError::into_inner)), None)
+    }
+
+    /// For a test that disturbs the cluster: no other one runs meanwhile.
+    fn alone() -> Self {
+        Self::with(None, Some(CLUSTER.write().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    fn with(shared: Option<RwLockReadGuard<'static, ()>>, alone: Option<RwLockWriteGuard<'static, ()>>) -> Self {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("fairing-test-{}-{number}", std::process::id());
-        let created = Command::new("kubectl").args(["create", "namespace", &name]).output().expect("kubectl on the PATH");
+        let created =
+            Command::new("kubectl").args(["create", "namespace", &name]).output().expect("kubectl on the PATH");
         assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
-        let namespace = Self { name };
+        let namespace = Self { name, _shared: shared, _alone: alone };
         // Pods are refused as long as a namespace has no service account, which takes a moment.
         let deadline = Instant::now() + PATIENCE;
         while namespace.try_kubectl(&["get", "serviceaccount", "default"]).is_err() {
@@ -222,11 +238,13 @@ fn a_deleted_worker_leaves_is_replaced_and_no_bit_differs() {
 #[test]
 fn a_deleted_replica_fails_a_run_that_does_not_wait_for_it_and_is_named() {
     let namespace = Namespace::new();
-    for (role, rank, name, rejoin) in [("worker", 1, "worker 1", "0s"), ("ps", 0, "ps 0", "5min"), ("ps", 1, "ps 1", "5min")] {
+    for (role, rank, name, rejoin) in
+        [("worker", 1, "worker 1", "0s"), ("ps", 0, "ps 0", "5m"), ("ps", 1, "ps 1", "5m")]
+    {
         let law = endless();
         let running = in_second_epoch(namespace.law(&law, 2, 2).env("FAIRING_REJOIN", rejoin), &law);
         namespace.kubectl(&["delete", "pod", &namespace.pod(role, rank), "--wait=false"]);
-        running.end().code(1).says(&format!("cause: {name}")).says("it was told to end (SIGTERM)");
+        running.end().code(1).says(&format!("Error: {name} was lost")).says("it was told to end (SIGTERM)");
         namespace.is_empty();
     }
 }
@@ -416,7 +434,8 @@ fn a_replica_without_enough_memory_is_named_with_its_limit() {
 fn an_error_of_the_users_own_fails_the_run_with_its_words() {
     let namespace = Namespace::new();
     let ended = namespace.target(Program::fixture("fault error 1")).run().code(1);
-    ended.says("cause: worker 1 returned an error");
+    let ended = ended.says("worker 1 exited with code 64").says("Error: worker 1 returned an error in round ");
+    ended.says("cannot read example 7: the disk is full");
     namespace.is_empty();
 }
 
@@ -428,7 +447,8 @@ fn all_that_replicas_write_arrives_once_and_in_order() {
     for rank in 0..2 {
         let log = fs::read(ended.run_folder().join(format!("logs/worker-{rank}.log"))).unwrap();
         let log = String::from_utf8(log).unwrap();
-        let numbers = log.lines().filter_map(|line| line.strip_prefix("line ")?.split(' ').next()?.parse::<usize>().ok());
+        let numbers =
+            log.lines().filter_map(|line| line.strip_prefix("line ")?.split(' ').next()?.parse::<usize>().ok());
         let numbers: Vec<usize> = numbers.collect();
         assert_eq!(numbers, (0..numbers.len()).collect::<Vec<_>>());
         assert_eq!(numbers.len(), 10 * 200_000 / 100, "lines of 100 bytes");
@@ -441,7 +461,7 @@ fn all_that_replicas_write_arrives_once_and_in_order() {
 #[test]
 fn a_stopped_kubelet_and_a_restarted_api_server_do_not_disturb_a_run() {
     let Some(control) = control() else { return };
-    let namespace = Namespace::new();
+    let namespace = Namespace::alone();
     let law = Law { epochs: 60, ..LAW };
     let mut running = in_second_epoch(namespace.law(&law, 2, 1), &law);
     let control = |arguments: &[&str]| {

@@ -86,6 +86,7 @@ pub(crate) struct Payload {
 }
 
 /// What is trained, for those who look at the cluster.
+#[cfg_attr(not(feature = "kubernetes"), expect(dead_code, reason = "who else looks is on a cluster"))]
 pub(super) struct Subject<'a> {
     /// The annotated type, as a person calls it.
     pub(super) type_name: &'a str,

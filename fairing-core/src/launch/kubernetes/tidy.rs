@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::{DeleteParams, DynamicObject, ListParams};
@@ -71,7 +72,7 @@ async fn wait_until_gone(
 ) -> Vec<String> {
     let deadline = Instant::now() + REMOVED;
     let mut pause = FIRST_PAUSE;
-    let pods: Api<Pod> = cluster.api();
+    let (jobs, pods): (Api<Job>, Api<Pod>) = (cluster.api(), cluster.api());
     let unknown = |error: ClusterError| vec![format!("whether the run `{run}` is gone is not known: {error}")];
     loop {
         tokio::time::sleep(pause).await;
@@ -82,8 +83,12 @@ async fn wait_until_gone(
             Err(error) => return unknown(error),
         };
         if left.is_empty() {
-            // Pods go last; the others need one look.
-            for (named, api) in named {
+            // Pods go last; the others need one look. Of Jobs there may be some that operators have made.
+            match cluster.ask_until("list the Jobs of a run", deadline, || jobs.list_metadata(selector)).await {
+                Ok(list) => left.extend(list.items.iter().map(|job| format!("the Job `{}`", name(&job.metadata)))),
+                Err(error) => return unknown(error),
+            }
+            for (named, api) in named.iter().filter(|(named, _)| named.resource.kind != "Job") {
                 match cluster.ask_once("look for what is left", api.get_metadata(&named.name)).await {
                     Err(error) if error.is_absence() => {}
                     Err(error) => left.push(format!("the {} `{}` perhaps ({error})", named.resource.kind, named.name)),
