@@ -67,7 +67,7 @@ fn train_may_wait_for_a_thread_that_computes_with_rayon() {
 fn started_run_is_waited_for() {
     let ended = Program::fixture("start-and-wait").run().code(0).nothing_left();
     let [started, slope] = ended.own_lines()[..] else { panic!("{:?}", ended.own_lines()) };
-    assert!(started.starts_with("started Line-"), "{started}");
+    assert!(started.starts_with("started line-"), "{started}");
     about(slope, "slope", 2.0);
 }
 

@@ -18,7 +18,7 @@ pub(crate) use rustix::process::Signal;
 use tempfile::TempDir;
 
 /// Far above what anything here takes on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Pause between two looks at something that cannot be waited for.
 const NAP: Duration = Duration::from_millis(5);

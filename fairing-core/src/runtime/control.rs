@@ -4,6 +4,7 @@
 //! what the coordinator said last it says again.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -168,6 +169,16 @@ impl Control {
         }
     }
 
+    /// Where the coordinator is. Its own host need not wait until a name is known that says so to others.
+    fn address(&self) -> Address {
+        match &self.placement.servers[0] {
+            Address::Tls { server, port, .. } if *server == self.placement.replica => {
+                Address::Tls { server: *server, host: Ipv4Addr::LOCALHOST.to_string(), port: *port }
+            }
+            address => address.clone(),
+        }
+    }
+
     fn call_once(&self, deadline: Instant) -> Result<(Connection, Position), CallError> {
         let hello = Hello {
             run: self.placement.run.clone(),
@@ -176,7 +187,7 @@ impl Control {
             purpose: Purpose::Control,
         };
         let waiting = || self.status.unless_failed().map_err(std::io::Error::other);
-        let mut reader = open(self.transport.as_ref(), &self.placement.servers[0], &hello, deadline, &waiting)?;
+        let mut reader = open(self.transport.as_ref(), &self.address(), &hello, deadline, &waiting)?;
         let (position, heard) = match reader.receive(&at_most(HELLO))? {
             FromCoordinator::Welcome { position, heard, state } => {
                 if state.is_some() {

@@ -244,7 +244,9 @@ impl ParameterServer {
         let mut joining = self.lock();
         while self.status.seat(rank.index()).incarnation != Some(incarnation) {
             self.status.unless_failed()?;
-            if started.elapsed() > HELLO {
+            // A server that has not met the coordinator itself knows nobody yet.
+            let limit = if self.status.has_roll() { HELLO } else { self.placement.join };
+            if started.elapsed() > limit {
                 return Err(format!("another process is {} now, or it counts as lost", Replica::worker(rank.0)));
             }
             joining = self.joined.wait_timeout(joining, TICK).expect("no holder panics").0;

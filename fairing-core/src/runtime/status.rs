@@ -96,6 +96,11 @@ impl RunStatus {
         self.wake();
     }
 
+    /// Whether the coordinator has said who the workers are.
+    pub(crate) fn has_roll(&self) -> bool {
+        !self.roll.lock().expect("no holder panics").is_empty()
+    }
+
     /// What is known of the worker of this rank.
     pub(crate) fn seat(&self, rank: usize) -> Seat {
         self.roll.lock().expect("no holder panics").get(rank).copied().unwrap_or_default()

@@ -575,7 +575,7 @@ impl Train for Flood {
         writeln!(stdout, "{}", "m".repeat(1 << 20))?;
         stdout.write_all(b"no text: \xff\xfe\n")?;
         drop(stdout);
-        Ok(line::fit(worker, 1.0, 1)?)
+        line::fit(worker, 1.0, 1)
     }
 }
 

@@ -207,7 +207,9 @@ impl Board {
         if self.trained_since.is_none() {
             self.trained_since = self.slowest().map(|done| (now, done));
         }
-        let mut open = self.epochs.open.unwrap_or(progress.epoch);
+        // Of what was trained before anybody looked there are metrics.
+        let seen = self.epochs.means.keys().next().map_or(progress.epoch, |seen| progress.epoch.min(*seen));
+        let mut open = self.epochs.open.unwrap_or(seen);
         // Nobody waits for one that is lost.
         while open < progress.epochs && self.workers.iter().all(|worker| worker.ended || worker.has_finished(open)) {
             let total = self.total();
@@ -316,4 +318,28 @@ fn overall(progress: Progress) -> f64 {
 
 fn info(text: String) -> Note {
     Note { tone: Tone::Info, text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topology::Rank;
+
+    #[test]
+    fn whoever_comes_late_hears_of_the_epochs_before() {
+        let mut board = Board::new(Topology::new(1, 1));
+        let now = Instant::now();
+        let metric = |epoch, value| {
+            Event::Metric(Metric { name: "loss".to_owned(), epoch, round: epoch, value, ranks: vec![Some(value)] })
+        };
+        let mut notes = Vec::new();
+        for event in [metric(0, 4.0), metric(1, 2.0)] {
+            notes.extend(board.apply(&event, now));
+        }
+        let progress = Progress { rank: Rank(0), epoch: 2, epochs: 3, batch: 1, batches: 10, examples: 30 };
+        notes.extend(board.apply(&Event::Progress(progress), now));
+        notes.extend(board.finish());
+        let texts: Vec<String> = notes.into_iter().map(|note| note.text).collect();
+        assert_eq!(texts, ["epoch 1/3  loss 4.0000", "epoch 2/3  loss 2.0000"]);
+    }
 }
