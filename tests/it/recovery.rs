@@ -152,6 +152,7 @@ fn async_run_takes_a_worker_back() {
     running.signal_replica("worker", 1, Signal::KILL);
     running.wait_for("warning: worker 1 is started again");
     let ended = running.end().code(0).nothing_left().says("restarted once");
+    ended.says_once("warning: worker 1 is started again");
     let summary = ended.summary();
     assert_eq!(summary["status"], "succeeded");
     let worker = &summary["workers"][1];
