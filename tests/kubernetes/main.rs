@@ -235,6 +235,20 @@ fn a_deleted_worker_leaves_is_replaced_and_no_bit_differs() {
     namespace.is_empty();
 }
 
+/// Its pod stays beside that of its successor, unlike one that was deleted.
+#[test]
+fn a_worker_that_crashes_is_replaced_and_no_bit_differs() {
+    let namespace = Namespace::new();
+    let law = Law { epochs: 12, ..LAW };
+    let mut running = in_second_epoch(namespace.law(&law, 2, 2), &law);
+    running.signal_replica("worker", 1, Signal::KILL);
+    running.wait_for("warning: worker 1 was ended by signal 9 (SIGKILL); the cluster starts it again");
+    let ended = running.end();
+    ended.says_once("the cluster starts it again");
+    trained_as_in_memory(&law, Topology::new(2, 2), ended.says("restarted once"));
+    namespace.is_empty();
+}
+
 #[test]
 fn a_deleted_replica_fails_a_run_that_does_not_wait_for_it_and_is_named() {
     let namespace = Namespace::new();

@@ -64,6 +64,7 @@ pub fn attach(run: &str) -> Result<Run, RunError> {
         extension: note.extension,
         started,
         messages: messages.clone(),
+        attached: true,
     };
     let watcher = watch.start(received)?;
     Ok(Run { name: run.to_owned(), folder, messages, watcher: Some(watcher) })
@@ -87,7 +88,9 @@ pub fn stop(run: &str) -> Result<Outcome, RunError> {
 /// [`RunError::NoSuchRun`] if there is none of this name, [`RunError::LeftBehind`] if something could not be removed.
 pub fn delete(run: &str) -> Result<(), RunError> {
     let (cluster, _) = cluster()?;
-    let left = cluster.remove(&attachment(&cluster, run)?.applied);
+    // Of a launch that broke off there may be an owner and nothing else.
+    let Some(applied) = cluster.owner(run)? else { return Err(no_such_run(&cluster, run)?) };
+    let left = cluster.remove(&applied);
     if left.is_empty() { Ok(()) } else { Err(RunError::LeftBehind { left }) }
 }
 
@@ -126,11 +129,13 @@ fn cluster() -> Result<(Cluster, Config), RunError> {
 fn attachment(cluster: &Cluster, run: &str) -> Result<Attachment, RunError> {
     match cluster.attachment(run)? {
         Some(attachment) => Ok(attachment),
-        None => {
-            let known = cluster.runs()?.into_iter().map(|run| run.name).collect();
-            Err(RunError::NoSuchRun { run: run.to_owned(), namespace: cluster.namespace().to_owned(), known })
-        }
+        None => Err(no_such_run(cluster, run)?),
     }
+}
+
+fn no_such_run(cluster: &Cluster, run: &str) -> Result<RunError, RunError> {
+    let known = cluster.runs()?.into_iter().map(|run| run.name).collect();
+    Ok(RunError::NoSuchRun { run: run.to_owned(), namespace: cluster.namespace().to_owned(), known })
 }
 
 /// Follows a run that has been launched.

@@ -183,6 +183,12 @@ pub enum RunError {
         /// What the others brought home.
         outcome: Box<Outcome>,
     },
+    /// The caller went before it had heard of the run, which goes on.
+    #[error("the run `{run}` is left alone, and goes on")]
+    Left {
+        /// The run.
+        run: String,
+    },
     /// There is no run of this name.
     #[cfg(feature = "kubernetes")]
     #[error(
@@ -385,6 +391,7 @@ pub(crate) fn start<T: DistributedTraining>(value: &T, options: &LaunchOptions) 
         extension: T::Model::EXTENSION.to_owned(),
         started,
         messages: messages.clone(),
+        attached: false,
     };
     let watcher = watch.start(received)?;
     Ok(Run { name, folder, messages, watcher: Some(watcher) })

@@ -76,6 +76,8 @@ pub(super) struct Watch {
     pub(super) extension: String,
     pub(super) started: (Instant, SystemTime),
     pub(super) messages: SyncSender<Message>,
+    /// Whether somebody else has launched the run.
+    pub(super) attached: bool,
 }
 
 impl Watch {
@@ -152,6 +154,8 @@ impl Watch {
             started: self.started,
             spawned: now,
             interrupts,
+            attached: self.attached,
+            left: false,
             interrupts_seen: 0,
             stopping: false,
             killed: false,
@@ -253,6 +257,10 @@ struct Watcher {
     spawned: Instant,
     interrupts: Interrupts,
     interrupts_seen: usize,
+    /// Whether somebody else has launched the run.
+    attached: bool,
+    /// Whether it is left to itself because the user wants that.
+    left: bool,
     stopping: bool,
     killed: bool,
     /// Another process follows the run now.
@@ -301,7 +309,11 @@ impl Watcher {
             self.look_at_clocks();
         }
         // What the coordinator said before its process ended may still be in the queue.
-        while (self.complete.is_none() || self.model.is_none()) && !self.replaced {
+        let until = Instant::now() + GRACE;
+        while (self.complete.is_none() || self.model.is_none())
+            && !(self.replaced || self.killed || self.failure.is_some())
+            && Instant::now() < until
+        {
             match received.recv_timeout(TICK) {
                 Ok(message) => self.take(message),
                 Err(_) => break,
@@ -585,6 +597,11 @@ impl Watcher {
         }
     }
 
+    /// Goes without touching the run.
+    fn leave(&mut self) {
+        (self.replaced, self.left) = (true, true);
+    }
+
     fn kill(&mut self) {
         self.killed = true;
         self.end_by(Instant::now());
@@ -594,10 +611,12 @@ impl Watcher {
         let now = Instant::now();
         let interrupts = self.interrupts.so_far();
         if interrupts > self.interrupts_seen {
-            // Before training there is nothing to save, so the first already ends everything.
-            match interrupts >= 2 || self.training.is_none() {
-                true => self.kill(),
-                false => self.stop(),
+            match (interrupts >= 2, self.training.is_none()) {
+                // A run that somebody else launched is not ended by who has not even heard of it yet.
+                (_, true) if self.attached => self.leave(),
+                // Before training there is nothing to save, so the first already ends everything.
+                (true, _) | (_, true) => self.kill(),
+                (false, false) => self.stop(),
             }
             self.interrupts_seen = interrupts;
         }
@@ -607,7 +626,11 @@ impl Watcher {
         }
         let written = self.tensorboard.tick(now);
         self.keep(written.map_err(RunError::from));
-        if self.joined.is_empty() && self.spawned.elapsed() > self.plan.placements[0].join + GRACE {
+        // Where a run goes on without its launcher, its coordinator alone says that nobody came.
+        if !self.launched.restarts_by_itself()
+            && self.joined.is_empty()
+            && self.spawned.elapsed() > self.plan.placements[0].join + GRACE
+        {
             self.end_by(now);
         }
         if self.verdict.take_if(|verdict| *verdict <= now).is_some()
@@ -700,6 +723,7 @@ impl Watcher {
         let error = match complete {
             Some(_) => self.trouble.take(),
             None if self.killed => Some(RunError::Killed),
+            None if self.left => Some(RunError::Left { run: self.plan.run.clone() }),
             None if self.replaced => Some(RunError::Replaced),
             None => {
                 let failure = self.cause();

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 
 use crate::proxy::{Deed, Proxy, Request, first};
 use crate::server::{Kind, Server, registry};
-use crate::support::{client, noise, patience, push, small_image, told, wait};
+use crate::support::{client, noise, patience, push, skip, small_image, told, wait};
 
 const LARGE: usize = 2_000_000;
 
@@ -153,8 +153,7 @@ fn a_registry_without_space_is_told_at_once() {
 fn a_full_disk_is_told() {
     let arguments = ["--map-root-user", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"];
     if !Command::new("unshare").args(arguments).output().is_ok_and(|output| output.status.success()) {
-        println!("skipped: needs `unshare` and user namespaces (on Debian: sysctl kernel.unprivileged_userns_clone=1)");
-        return;
+        return skip("needs `unshare` and user namespaces (on Debian: sysctl kernel.unprivileged_userns_clone=1)");
     }
     let server = registry!(&Kind { small_disk: true, ..Kind::default() });
     let (image, _folder) = sample();

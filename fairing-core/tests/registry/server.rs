@@ -11,6 +11,8 @@ use fairing_core::image::Digest;
 use fairing_core::registry::Repository;
 use tempfile::TempDir;
 
+use crate::support::skip;
+
 const PROGRAM: &str = "docker-registry";
 /// Reading the configuration takes it a tenth of a second; a loaded machine is slower.
 const START: Duration = Duration::from_secs(20);
@@ -189,8 +191,7 @@ fn is_installed() -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).any(|folder| folder.join(PROGRAM).exists());
     if !found {
-        assert!(std::env::var("CI").as_deref() != Ok("true"), "`{PROGRAM}` is not installed, and this is CI");
-        println!("skipped: needs `{PROGRAM}` (on Debian: apt-get install docker-registry)");
+        skip(&format!("needs `{PROGRAM}` (on Debian: apt-get install docker-registry)"));
     }
     found
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -152,4 +153,16 @@ pub(crate) fn base64(bytes: &[u8]) -> String {
         }
     }
     text
+}
+
+/// Says that a test is skipped, and how to get it; in CI that is a failure. Past libtest, which shows what the macros print of
+/// failed tests only.
+pub(crate) fn skip(reason: &str) {
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "skipped in CI: {reason}");
+    std::io::stderr().write_all(format!("skipped: {reason}\n").as_bytes()).unwrap();
+}
+
+/// Says that a test is skipped where nothing can be done about it.
+pub(crate) fn mention(reason: &str) {
+    std::io::stderr().write_all(format!("not tested here: {reason}\n").as_bytes()).unwrap();
 }

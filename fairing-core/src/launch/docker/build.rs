@@ -191,7 +191,6 @@ impl Engine {
             self.keep_unfinished(program, Some(&id));
             return Err(BuildError::NoEntrypoint { dockerfile: described });
         }
-        self.keep_unfinished(program, None);
         let tag = match known_tag {
             Some(tag) => tag,
             None => {
@@ -200,6 +199,8 @@ impl Engine {
                 tag
             }
         };
+        // Last: an earlier build that was killed may have left this very image under that name only.
+        self.keep_unfinished(program, None);
         self.forget(before, &id);
         Ok(Loaded { id, tag, sent_bytes })
     }

@@ -147,6 +147,7 @@ impl Engine {
         let mut digest = None;
         for tag in tags {
             let image = format!("{repository}:{tag}");
+            let is_new = self.called(&image).is_none();
             self.name(id, &image)?;
             let options = query::PushImageOptionsBuilder::default().tag(tag).build();
             let login_here = login.map(|login| credentials(registry(repository), login));
@@ -158,7 +159,14 @@ impl Engine {
                 hear(progress, None, info.status, info.progress_detail);
             };
             let pushed = ask(self, &format!("push the image `{image}`"), SILENCE, answer, &mut hear);
-            pushed.map_err(|error| explained(error, &image, login))?;
+            if let Err(error) = pushed {
+                if is_new {
+                    // A name that nobody else gave would make it the user's own, which is never removed.
+                    let removed = self.docker().remove_image(&image, None::<query::RemoveImageOptions>, None);
+                    let _ = self.call("take a name from an image", removed);
+                }
+                return Err(explained(error, &image, login));
+            }
         }
         let known = || {
             let image = self.call("look at the pushed image", self.docker().inspect_image(id)).ok()?;

@@ -20,6 +20,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How long the API server may take to begin with the log.
 const BEGIN: Duration = Duration::from_secs(20);
+/// How often a silent stream is thought about.
+const LOOK: Duration = Duration::from_secs(10);
+/// A stream that was silent for so long is opened again.
+const MOST_SILENT: Duration = Duration::from_secs(300);
 /// Bytes that are read at once.
 const CHUNK_BYTES: usize = 32 << 10;
 /// Longest text of a time, with the space behind it; what is longer is none.
@@ -43,7 +47,7 @@ pub(super) async fn follow<F>(
     loop {
         // Looked at before: what is written before the end is in the stream that begins after it.
         let had_ended = ended();
-        let heard = stream(&pods, name, &mut place, &mut deliver).await;
+        let heard = stream(&pods, name, &mut place, &mut deliver, &ended).await;
         match heard {
             Heard::All if had_ended || ended() => return,
             Heard::Absent if had_ended || ended() => return,
@@ -69,7 +73,13 @@ enum Heard {
     Broken,
 }
 
-async fn stream<F>(pods: &Api<Pod>, name: &str, place: &mut Place, deliver: &mut impl FnMut(String) -> F) -> Heard
+async fn stream<F>(
+    pods: &Api<Pod>,
+    name: &str,
+    place: &mut Place,
+    deliver: &mut impl FnMut(String) -> F,
+    ended: &impl Fn() -> bool,
+) -> Heard
 where
     F: Future<Output = ()>,
 {
@@ -81,13 +91,23 @@ where
     };
     let mut cutter = Cutter::new(place);
     let mut chunk = vec![0; CHUNK_BYTES];
+    let mut silent = Duration::ZERO;
     loop {
-        let size = match log.read(&mut chunk).await {
-            Ok(0) => break,
-            Ok(size) => size,
+        let size = match tokio::time::timeout(LOOK, log.read(&mut chunk)).await {
+            Ok(Ok(0)) => break,
+            Ok(Ok(size)) => size,
             // A line that did not come whole comes again.
-            Err(_) => return Heard::Broken,
+            Ok(Err(_)) => return Heard::Broken,
+            // A connection that was cut off says nothing for ever, as a program may for long.
+            Err(_) => {
+                silent += LOOK;
+                match ended() || silent >= MOST_SILENT {
+                    true => return Heard::Broken,
+                    false => continue,
+                }
+            }
         };
+        silent = Duration::ZERO;
         let mut lines = Vec::new();
         cutter.push(&chunk[..size], |line| lines.push(line));
         for line in lines {

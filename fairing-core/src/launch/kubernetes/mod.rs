@@ -77,7 +77,16 @@ impl Launcher for KubernetesLauncher {
         events: SyncSender<ReplicaEvent>,
     ) -> Result<Box<dyn Launched>, LaunchError> {
         let objects = manifest::objects(&self.scene, plan);
-        let applied = self.cluster.reactor().wait(apply::apply(&self.cluster, &objects))?;
+        let applied = self.cluster.reactor().wait(async {
+            match apply::apply(&self.cluster, &objects).await {
+                Ok(applied) => Ok(applied),
+                Err(error) => {
+                    let owner = objects.released.named();
+                    let begun = Applied { owner, version: String::new(), run: objects.run.clone() };
+                    Err(LaunchError::from(error).leaving(tidy::remove(&self.cluster, &begun).await))
+                }
+            }
+        })?;
         let topology = plan.placements[0].topology;
         let scene = self.scene;
         Ok(Box::new(KubernetesRun::follow(self.cluster, &plan.run, topology, applied, scene.following(plan), events)))

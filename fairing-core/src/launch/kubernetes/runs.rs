@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use futures_util::AsyncReadExt as _;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ApiResource, DynamicObject, ListParams, LogParams};
@@ -17,6 +18,9 @@ use super::manifest::{self, ROLE_LABEL, RUN_LABEL};
 use super::scene::{self, Note, annotation};
 use super::tidy;
 use crate::topology::Replica;
+
+/// Most bytes of a log that is asked for as a whole: more than nodes keep.
+const MOST_LOG_BYTES: i64 = 64 << 20;
 
 /// A run as its cluster has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +44,9 @@ pub struct ClusterRun {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ClusterRunState {
-    /// It is being launched, trains, or keeps its result for whoever comes for it.
+    /// Its launch is not complete. One that broke off is removed by the cluster in a while.
+    Starting,
+    /// It trains, or keeps its result for whoever comes for it.
     Alive,
     /// It has ended, and what is left of it is removed by the cluster in a while.
     Ended,
@@ -54,6 +60,7 @@ pub enum ClusterRunState {
 impl fmt::Display for ClusterRunState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            ClusterRunState::Starting => f.write_str("starting"),
             ClusterRunState::Alive => f.write_str("alive"),
             ClusterRunState::Ended => f.write_str("ended"),
             ClusterRunState::Failed { reason } => write!(f, "failed ({reason})"),
@@ -101,6 +108,17 @@ impl Cluster {
         })
     }
 
+    /// What removing the run `name` takes; `None` if there is none.
+    pub(crate) fn owner(&self, name: &str) -> Result<Option<Applied>, ClusterError> {
+        self.reactor().wait(async {
+            let Some((_, owner, resource)) = owners(self, Some(name)).await?.into_iter().next() else {
+                return Ok(None);
+            };
+            let owner = Named { resource, name: owner.name_any() };
+            Ok(Some(Applied { owner, version: String::new(), run: name.to_owned() }))
+        })
+    }
+
     /// Removes everything of the run `name`, alive or not. Returns what is left nevertheless, one thing and its reason a line.
     pub(crate) fn remove(&self, applied: &Applied) -> Vec<String> {
         self.reactor().wait(tidy::remove(self, applied))
@@ -116,7 +134,7 @@ impl Cluster {
             let mut said = Vec::new();
             for (run, owner, resource) in owners(self, None).await? {
                 let name = &run.name;
-                if run.state == ClusterRunState::Alive {
+                if matches!(run.state, ClusterRunState::Starting | ClusterRunState::Alive) {
                     said.push(format!("left the run `{name}` alone: it is alive"));
                     continue;
                 }
@@ -150,8 +168,13 @@ impl Cluster {
             let Some(pod) = own.max_by_key(|pod| pod.metadata.creation_timestamp.clone().map(|time| time.0)) else {
                 return Ok(None);
             };
-            let (pod, parameters) = (pod.name_any(), LogParams::default());
-            self.ask("get a log", || pods.logs(&pod, &parameters)).await.map(Some)
+            let (pod, parameters) =
+                (pod.name_any(), LogParams { limit_bytes: Some(MOST_LOG_BYTES), ..LogParams::default() });
+            let mut bytes = Vec::new();
+            let stream = self.ask("get a log", || pods.log_stream(&pod, &parameters)).await?;
+            let read = async { Box::pin(stream).read_to_end(&mut bytes).await.map_err(kube::Error::ReadEvents) };
+            self.ask_once("get a log", read).await?;
+            Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
         })
     }
 }
@@ -203,6 +226,12 @@ fn seconds(time: Timestamp) -> i64 {
     time.as_second()
 }
 
+/// Whether an owner has not been released.
+fn is_held(owner: &DynamicObject) -> bool {
+    let spec = &owner.data["spec"];
+    spec["parallelism"] == 0 || spec["suspend"] == true || spec["runPolicy"]["suspend"] == true
+}
+
 fn state(owner: &DynamicObject) -> ClusterRunState {
     let conditions = owner.data["status"]["conditions"].as_array();
     let holding: BTreeMap<&str, String> = conditions
@@ -219,6 +248,7 @@ fn state(owner: &DynamicObject) -> ClusterRunState {
     match (of(&["Failed", "FailureTarget"]), of(&["Complete", "SuccessCriteriaMet", "Completed", "Succeeded"])) {
         (Some(reason), _) => ClusterRunState::Failed { reason },
         (None, Some(_)) => ClusterRunState::Ended,
+        (None, None) if is_held(owner) => ClusterRunState::Starting,
         (None, None) => ClusterRunState::Alive,
     }
 }

@@ -125,6 +125,8 @@ pub(super) fn companions(run: &str, owner: &Named) -> Vec<Named> {
         let job = |role: Role| named(ApiResource::erase::<Job>(&()), format!("{run}-{role}"));
         companions.extend([Role::Ps, Role::Worker].map(job).into_iter().filter(|job| job.name != owner.name));
         companions.push(named(ApiResource::erase::<Service>(&()), run.to_owned()));
+    } else {
+        companions.push(named(ApiResource::erase::<Job>(&()), format!("{run}-launch")));
     }
     companions
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ContainerStatus, Event as ClusterEvent, Pod};
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
@@ -31,6 +32,9 @@ use crate::topology::{Replica, Role, Topology};
 
 /// How often waits are looked at.
 const LOOK: Duration = Duration::from_millis(250);
+
+/// How long a pod that has a node may take to start: the pull of a large image over a slow line.
+const START_TIMEOUT: Duration = Duration::from_secs(1800);
 
 /// A wait that is longer is spoken of.
 const QUIET: Duration = Duration::from_secs(2);
@@ -74,6 +78,10 @@ struct Seat {
     hindrance: Option<String>,
     /// It has ended, and another pod is to take its place.
     replaced: Option<Exit>,
+    /// Its pod has a node.
+    has_node: bool,
+    /// Pods that others have taken the place of.
+    past: Vec<String>,
     /// Nothing more is expected.
     over: bool,
 }
@@ -82,6 +90,7 @@ struct Seat {
 struct Seen {
     uid: String,
     name: String,
+    created: Option<Timestamp>,
     /// How its container ended, and when that was seen.
     ended: Option<(Exit, Instant)>,
     out_of_memory: bool,
@@ -146,7 +155,7 @@ pub(super) async fn observe(observed: Observed) {
                 Err(error) => state.is_away(&error).await,
             },
             Some(event) = jobs.next() => match event {
-                Ok(Event::Apply(job) | Event::InitApply(job)) => state.job(&job),
+                Ok(Event::Apply(job) | Event::InitApply(job)) => state.job(&job).await,
                 Ok(_) => {}
                 Err(error) => state.is_away(&error).await,
             },
@@ -237,16 +246,22 @@ impl State {
     fn pod(&mut self, pod: &Pod) {
         let Some(replica) = replica_of(pod) else { return };
         let (Some(seat), Some(uid)) = (self.seats.get_mut(&replica), pod.uid()) else { return };
-        if seat.over {
+        if seat.over || seat.past.contains(&uid) {
             return;
         }
+        let created = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
         if seat.pod.as_ref().is_none_or(|seen| seen.uid != uid) {
-            // One that is being deleted, seen late, does not take the place of its successor.
-            if seat.pod.is_some() && pod.metadata.deletion_timestamp.is_some() {
+            // One that has ended, seen late or in a list, does not take the place of its successor.
+            let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+            let is_over = pod.metadata.deletion_timestamp.is_some() || matches!(phase, Some("Failed" | "Succeeded"));
+            if seat.pod.as_ref().is_some_and(|seen| created < seen.created || is_over && created == seen.created) {
                 return;
             }
-            let seen = Seen { uid, name: pod.name_any(), ended: None, out_of_memory: false, log: None, untold: None };
+            let name = pod.name_any();
+            let seen = Seen { uid, name, created, ended: None, out_of_memory: false, log: None, untold: None };
+            seat.has_node = false;
             if let Some(mut earlier) = seat.pod.replace(seen) {
+                seat.past.push(earlier.uid.clone());
                 earlier.is_gone();
                 if seat.replaced.is_none() {
                     earlier.untold = earlier.ended.map(|(exit, _)| exit);
@@ -282,6 +297,11 @@ impl State {
             seat.waits = None;
             seen.log = Some(follow(&self.observed, &self.notices, replica, seen));
         }
+        let has_node = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
+        if has_node && !std::mem::replace(&mut seat.has_node, true) && seat.waits.is_some() {
+            // From here on it is the image that takes its time.
+            seat.waits = Some(Instant::now());
+        }
         if !has_started {
             seat.hindrance = hindrance(pod, container).or(seat.hindrance.take());
         }
@@ -302,7 +322,7 @@ impl State {
         self.observed.pods.send_replace(names);
     }
 
-    fn job(&mut self, job: &Job) {
+    async fn job(&mut self, job: &Job) {
         let Some(role) = job.labels().get(ROLE_LABEL).and_then(|role| role_of(role)) else { return };
         let conditions = job.status.as_ref().and_then(|status| status.conditions.as_ref());
         let failed = |kind: &str| {
@@ -313,8 +333,12 @@ impl State {
             Some(format!("{reason}: {message}"))
         };
         // The first is said before the pods that still run are ended, the second after.
-        if let Some(reason) = failed("FailureTarget").or_else(|| failed("Failed")) {
-            self.failed.entry(role).or_insert(reason);
+        if let Some(reason) = failed("FailureTarget").or_else(|| failed("Failed"))
+            && !self.failed.contains_key(&role)
+        {
+            let text = format!("the cluster ends the Job of the {role}s: {reason}");
+            self.failed.insert(role, reason);
+            self.observed.events.send_async(ReplicaEvent::Note { text }).await;
         }
     }
 
@@ -438,9 +462,10 @@ impl State {
 
     /// Says what a replica waits for, and gives up what cannot come to anything.
     async fn speak_of_waits(&mut self, replica: Replica, now: Instant) {
-        let timeout = self.observed.following.schedule_timeout;
+        let schedule_timeout = self.observed.following.schedule_timeout;
         let Some(seat) = self.seats.get_mut(&replica) else { return };
         let Some(since) = seat.waits.filter(|_| !seat.over) else { return };
+        let timeout = if seat.has_node { START_TIMEOUT } else { schedule_timeout };
         let waited = now.duration_since(since);
         let reason = match (&seat.hindrance, &seat.pod) {
             (Some(reason), _) => reason.clone(),
@@ -454,6 +479,14 @@ impl State {
                 true => reason,
                 false => format!("it did not start within {}: {reason}", humantime::format_duration(timeout)),
             };
+            let before = seat.earlier.as_ref().and_then(|earlier| earlier.ended).map(|(exit, _)| exit);
+            if let Some(exit) = seat.replaced.or(before) {
+                // It was there once, so that the coordinator knows best what its loss means.
+                let text = format!("{replica} does not come back: {reason}");
+                self.observed.events.send_async(ReplicaEvent::Note { text }).await;
+                self.observed.events.send_async(ReplicaEvent::Exited { replica, exit }).await;
+                return;
+            }
             self.observed.events.send_async(ReplicaEvent::Doomed { replica, reason }).await;
             return;
         }

@@ -127,7 +127,8 @@ async fn open(cluster: Cluster, pod: String, port: u16, far: UnixStream) -> io::
         let _ = to_near.shutdown().await;
         // What has been written is sent before the connection is closed.
         let _ = to_pod.shutdown().await;
-        let _ = tokio::time::timeout(GOOD, forwarder.join()).await;
+        tokio::time::sleep(FIRST_PAUSE).await;
+        forwarder.abort();
     });
     Ok(())
 }

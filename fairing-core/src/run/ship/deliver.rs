@@ -209,14 +209,19 @@ fn logins(engine: &Engine, keychain: &Keychain, dockerfile: &Path) -> Result<Log
     // One that cannot be read is named when it is built.
     let text = std::fs::read_to_string(dockerfile).unwrap_or_default();
     let mut logins = Logins::new();
+    // What was built earlier in the same file, and nothing at all, come from no registry.
+    let mut local = vec!["scratch".to_owned()];
     for line in text.lines() {
         let mut words = line.split_whitespace();
         if !words.next().is_some_and(|word| word.eq_ignore_ascii_case("from")) {
             continue;
         }
-        // What is no name of an image, such as that of an earlier step, has no registry.
-        let image = words.find(|word| !word.starts_with("--")).and_then(|word| word.parse::<Reference>().ok());
-        let Some(image) = image else { continue };
+        let Some(image) = words.find(|word| !word.starts_with("--")) else { continue };
+        let is_local = local.iter().any(|name| name.eq_ignore_ascii_case(image));
+        if words.next().is_some_and(|word| word.eq_ignore_ascii_case("as")) {
+            local.extend(words.next().map(str::to_owned));
+        }
+        let Some(image) = image.parse::<Reference>().ok().filter(|_| !is_local) else { continue };
         if let Some(login) = login(engine, keychain, image.repository())? {
             logins.insert(image.repository().registry().to_string(), login);
         }
