@@ -48,8 +48,7 @@ pub fn attach(run: &str) -> Result<Run, RunError> {
     let (messages, received) = sync_channel(watch::QUEUE);
     let seed = plan.placements[0].seed;
     let following = note.following;
-    let name = run.to_owned();
-    let follow = move |events| KubernetesRun::follow(cluster, &name, topology, applied, following, events);
+    let follow = move |events| KubernetesRun::follow(cluster, topology, applied, following, events);
     let watch = watch::Watch {
         plan,
         launcher: Box::new(Attach { follow }),

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::client::{Cluster, ClusterError};
 use super::manifest::{Manifest, Objects};
+use super::runs::{self, ClusterRunState};
 
 /// Who manages the fields of what is applied.
 pub(super) const MANAGER: &str = "fairing";
@@ -55,7 +56,9 @@ pub(super) async fn apply(cluster: &Cluster, objects: &Objects) -> Result<Applie
     // come back alone: an object that is named by its id is the one that there was, or a conflict.
     released["metadata"]["uid"] = owner.uid().into();
     let released = apply_one(cluster, &objects.released, &released).await?;
-    if has_ended(&released) {
+    if matches!(runs::state(&released), ClusterRunState::Failed { .. })
+        || released.metadata.deletion_timestamp.is_some()
+    {
         // The time to launch is over, and the cluster is about to remove what there is.
         return Err(ClusterError::Refused {
             action: format!("release the run `{}`", objects.run),
@@ -94,13 +97,4 @@ fn reference(owner: &DynamicObject) -> Value {
         "name": owner.name_any(),
         "uid": owner.uid().unwrap_or_default(),
     })
-}
-
-/// Whether an owner has failed or is being removed.
-fn has_ended(owner: &DynamicObject) -> bool {
-    let conditions = owner.data["status"]["conditions"].as_array();
-    let failed = conditions.into_iter().flatten().any(|condition| {
-        matches!(condition["type"].as_str(), Some("Failed" | "FailureTarget")) && condition["status"] == "True"
-    });
-    failed || owner.metadata.deletion_timestamp.is_some()
 }

@@ -20,6 +20,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How long the API server may take to begin with the log.
 const BEGIN: Duration = Duration::from_secs(20);
+/// How long the cluster may take to say that a container has ended whose stream has; longer, and the stream was cut off.
+const VERDICT: Duration = Duration::from_secs(2);
+/// How often the end of a container is looked for once its stream has ended.
+const NAP: Duration = Duration::from_millis(20);
 /// How often a silent stream is thought about.
 const LOOK: Duration = Duration::from_secs(10);
 /// A stream that was silent for so long is opened again.
@@ -49,17 +53,25 @@ pub(super) async fn follow<F>(
         let had_ended = ended();
         let heard = stream(&pods, name, &mut place, &mut deliver, &ended).await;
         match heard {
-            Heard::All if had_ended || ended() => return,
-            Heard::Absent if had_ended || ended() => return,
-            Heard::All => pause = FIRST_PAUSE,
-            Heard::Absent | Heard::Broken => {}
-        }
-        if had_ended && matches!(heard, Heard::Broken) && pause == LONGEST_PAUSE {
+            Heard::All | Heard::Absent if had_ended => return,
+            // The node closes a stream when the container has ended, before the cluster says so.
+            Heard::All => {
+                pause = FIRST_PAUSE;
+                let _ = tokio::time::timeout(VERDICT, until(&ended)).await;
+                continue;
+            }
             // The pod may be gone with its log, and nobody says so.
-            return;
+            Heard::Broken if had_ended && pause == LONGEST_PAUSE => return,
+            Heard::Absent | Heard::Broken => {}
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+async fn until(ended: &impl Fn() -> bool) {
+    while !ended() {
+        tokio::time::sleep(NAP).await;
     }
 }
 

@@ -88,8 +88,7 @@ impl Launcher for KubernetesLauncher {
             }
         })?;
         let topology = plan.placements[0].topology;
-        let scene = self.scene;
-        Ok(Box::new(KubernetesRun::follow(self.cluster, &plan.run, topology, applied, scene.following(plan), events)))
+        Ok(Box::new(KubernetesRun::follow(self.cluster, topology, applied, self.scene.following(plan), events)))
     }
 }
 
@@ -129,7 +128,6 @@ impl KubernetesRun {
     /// Follows what was applied.
     pub(crate) fn follow(
         cluster: Cluster,
-        run: &str,
         topology: Topology,
         applied: Applied,
         following: Following,
@@ -141,7 +139,7 @@ impl KubernetesRun {
         let (names, pods) = channel(BTreeMap::new());
         let observed = watch::Observed {
             cluster: cluster.clone(),
-            run: run.to_owned(),
+            run: applied.run.clone(),
             topology,
             events_since: applied.version.clone(),
             events: Events::new(events, ending.clone()),

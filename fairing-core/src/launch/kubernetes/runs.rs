@@ -232,7 +232,8 @@ fn is_held(owner: &DynamicObject) -> bool {
     spec["parallelism"] == 0 || spec["suspend"] == true || spec["runPolicy"]["suspend"] == true
 }
 
-fn state(owner: &DynamicObject) -> ClusterRunState {
+/// How far the run of an owner has come.
+pub(super) fn state(owner: &DynamicObject) -> ClusterRunState {
     let conditions = owner.data["status"]["conditions"].as_array();
     let holding: BTreeMap<&str, String> = conditions
         .into_iter()

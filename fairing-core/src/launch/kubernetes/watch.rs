@@ -25,8 +25,7 @@ use super::super::events::{Events, LastLines, UNSEEN, exit};
 use super::Following;
 use super::client::Cluster;
 use super::logs;
-use super::manifest::{ROLE_LABEL, RUN_LABEL, rank_of};
-use crate::exit::ExitCode;
+use super::manifest::{ROLE_LABEL, RUN_LABEL, fails_the_job, rank_of};
 use crate::observe::events::{Exit, Stream};
 use crate::topology::{Replica, Role, Topology};
 
@@ -44,6 +43,9 @@ const SAY_AGAIN: Duration = Duration::from_secs(30);
 
 /// How long the Job controller may take to say that a pod's end is the Job's.
 const VERDICT: Duration = Duration::from_secs(2);
+
+/// A watch of events that was silent for so long is opened again.
+const MOST_SILENT: Duration = Duration::from_secs(300);
 
 /// Notices that may wait for the task; those who bring more wait themselves.
 const QUEUE: usize = 256;
@@ -80,8 +82,6 @@ struct Seat {
     replaced: Option<Exit>,
     /// Its pod has a node.
     has_node: bool,
-    /// Pods that others have taken the place of.
-    past: Vec<String>,
     /// Nothing more is expected.
     over: bool,
 }
@@ -246,7 +246,7 @@ impl State {
     fn pod(&mut self, pod: &Pod) {
         let Some(replica) = replica_of(pod) else { return };
         let (Some(seat), Some(uid)) = (self.seats.get_mut(&replica), pod.uid()) else { return };
-        if seat.over || seat.past.contains(&uid) {
+        if seat.over {
             return;
         }
         let created = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
@@ -261,7 +261,6 @@ impl State {
             let seen = Seen { uid, name, created, ended: None, out_of_memory: false, log: None, untold: None };
             seat.has_node = false;
             if let Some(mut earlier) = seat.pod.replace(seen) {
-                seat.past.push(earlier.uid.clone());
                 earlier.is_gone();
                 if seat.replaced.is_none() {
                     earlier.untold = earlier.ended.map(|(exit, _)| exit);
@@ -552,8 +551,8 @@ fn role_of(name: &str) -> Option<Role> {
 /// Whether the cluster starts a worker again that ended so: codes that say that it would end so again fail its Job.
 fn is_counted(exit: Exit) -> bool {
     match exit {
-        Exit::Signal(_) | Exit::Code(UNSEEN) => true,
-        Exit::Code(code) => ExitCode::from_code(code).is_none_or(|_| !super::manifest::fails_the_job(code)),
+        Exit::Signal(_) => true,
+        Exit::Code(code) => !fails_the_job(code),
     }
 }
 
@@ -606,7 +605,8 @@ async fn tell_events(cluster: Cluster, run: String, since: String, notices: mpsc
         let parameters = WatchParams::default();
         if let Ok(stream) = events.watch(&parameters, &version).await {
             let mut stream = pin!(stream);
-            while let Some(Ok(event)) = stream.next().await {
+            // The API server ends a watch within that time; a connection that was cut off says nothing for ever.
+            while let Ok(Some(Ok(event))) = tokio::time::timeout(MOST_SILENT, stream.next()).await {
                 match event {
                     WatchEvent::Added(event) | WatchEvent::Modified(event) => {
                         version = event.resource_version().unwrap_or(version);

@@ -104,13 +104,10 @@ async fn open(cluster: Cluster, pod: String, port: u16, far: UnixStream) -> io::
     let (mut from_near, mut to_near) = tokio::net::UnixStream::from_std(far)?.into_split();
     tokio::spawn(async move {
         let failure = async {
-            match failed {
-                // The node could not reach the port, or not any more.
-                Some(failed) => match failed.await {
-                    Some(_) => {}
-                    None => std::future::pending().await,
-                },
-                None => std::future::pending().await,
+            // The node could not reach the port, or not any more.
+            let has_failed = if let Some(failed) = failed { failed.await.is_some() } else { false };
+            if !has_failed {
+                std::future::pending::<()>().await;
             }
         };
         let both = async {
