@@ -913,6 +913,10 @@ impl<D: Dataset + ?Sized> Iterator for Batches<'_, '_, D> {
         if self.next >= self.cut.batches() || worker.stopped.get() || worker.failure().is_some() {
             place.examples = None;
             worker.place.set(place);
+            worker.control.rounds_done(worker.round.get());
+            // What shows the epoch waits for its last metrics, and what comes next may take long. A failure ends the worker's
+            // next call.
+            let _ = worker.control.flush();
             return None;
         }
         let part = self.cut.part(self.next, worker.rank());
