@@ -175,6 +175,13 @@ pub enum ReplicaEvent {
         /// Why, in the target's words.
         reason: String,
     },
+    /// The target ends it, or has ended it, for a reason that would be the same the next time. Not its last event.
+    Condemned {
+        /// Which.
+        replica: Replica,
+        /// Why, and the remedy.
+        reason: String,
+    },
     /// Something about the run that the user should know, in one sentence.
     Note {
         /// The sentence.

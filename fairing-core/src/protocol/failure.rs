@@ -52,6 +52,8 @@ pub enum FailureKind {
     NeverLaunched,
     /// A replica's process could not be started.
     NeverStarted,
+    /// The target ended a replica: it took more memory or time than it may.
+    Condemned,
     /// A wait for a living replica took too long.
     Timeout,
     /// A replica said something that it must not say.
@@ -71,6 +73,7 @@ impl fmt::Display for Failure {
             FailureKind::Lost => write!(f, "was lost")?,
             FailureKind::NeverLaunched => write!(f, "did not reach `launch()`")?,
             FailureKind::NeverStarted => write!(f, "could not be started")?,
+            FailureKind::Condemned => write!(f, "was ended by the cluster")?,
             FailureKind::Timeout => write!(f, "kept the run waiting")?,
             FailureKind::Protocol => write!(f, "broke the protocol")?,
         }

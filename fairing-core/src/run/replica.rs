@@ -227,6 +227,6 @@ fn exit_code(failure: &Failure) -> ExitCode {
         FailureKind::Configuration => ExitCode::Configuration,
         FailureKind::NeverLaunched | FailureKind::NeverStarted => ExitCode::NeverLaunched,
         FailureKind::Timeout => ExitCode::Timeout,
-        FailureKind::Lost | FailureKind::Protocol => ExitCode::Protocol,
+        FailureKind::Lost | FailureKind::Condemned | FailureKind::Protocol => ExitCode::Protocol,
     }
 }

@@ -341,6 +341,7 @@ impl Watcher {
             Message::Replica(ReplicaEvent::Exited { replica, exit }) => self.exited(replica, exit),
             Message::Replica(ReplicaEvent::Replaced { replica, exit }) => self.replaced(replica, exit),
             Message::Replica(ReplicaEvent::Doomed { replica, reason }) => self.doomed(replica, reason),
+            Message::Replica(ReplicaEvent::Condemned { replica, reason }) => self.condemned(replica, reason),
             Message::Replica(ReplicaEvent::Note { text }) => self.view.say(&text),
             Message::Coordinator(Heard::Attached(connection)) => {
                 self.coordinator = Some(connection);
@@ -438,6 +439,18 @@ impl Watcher {
             self.failure.get_or_insert(failure);
             self.end_by(Instant::now());
         }
+    }
+
+    /// The target has ended a replica and would again, so that nobody is to wait for its return.
+    fn condemned(&mut self, replica: Replica, reason: String) {
+        if self.complete.is_some() || self.killed {
+            return;
+        }
+        // That somebody was lost by it is what the coordinator knows of it.
+        if self.failure.as_ref().is_none_or(|failure| failure.kind == FailureKind::Lost) {
+            self.failure = Some(Failure { replica, kind: FailureKind::Condemned, message: reason, round: None });
+        }
+        self.end_by(Instant::now() + GRACE);
     }
 
     /// Whether the run may go on although this replica has ended: the coordinator decides.

@@ -3,6 +3,7 @@
 //! Every line comes with the time at which the node took it. A connection that broke is asked for again from the second of
 //! the last line, and what was delivered before is skipped.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::AsyncReadExt as _;
@@ -13,6 +14,7 @@ use kube::api::LogParams;
 
 use super::super::lines::Lines;
 use super::client::Cluster;
+use super::watch::Life;
 
 /// Pause before a stream that broke is asked for again; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -35,20 +37,17 @@ const MOST_TIME_BYTES: usize = 48;
 
 /// Follows the log of the only container of the pod `name` to its end.
 ///
-/// `deliver` gets each line. `ended` says whether the container has ended or its pod is gone, so that a stream that ends
-/// then has told everything.
-pub(super) async fn follow<F>(
-    cluster: &Cluster,
-    name: &str,
-    mut deliver: impl FnMut(String) -> F,
-    ended: impl Fn() -> bool,
-) where
+/// `deliver` gets each line. `life` says whether the container has ended, so that a stream that ends then has told
+/// everything, and whether its pod is gone.
+pub(super) async fn follow<F>(cluster: &Cluster, name: &str, mut deliver: impl FnMut(String) -> F, life: &Life)
+where
     F: Future<Output = ()>,
 {
     let pods: Api<Pod> = cluster.api();
     let mut place = Place::default();
     let mut pause = FIRST_PAUSE;
-    loop {
+    let ended = || life.has_ended.load(Ordering::Acquire);
+    while !life.is_gone.load(Ordering::Acquire) {
         // Looked at before: what is written before the end is in the stream that begins after it.
         let had_ended = ended();
         let heard = stream(&pods, name, &mut place, &mut deliver, &ended).await;

@@ -34,12 +34,13 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use kube::api::DeleteParams;
+use kube::api::{DeleteParams, Preconditions};
 use tokio::sync::watch::{Receiver, channel};
 use tokio::task::JoinHandle;
 
 use super::events::{Ending, Events, LastLines};
 use super::{LaunchError, LaunchPlan, Launched, Launcher, ReplicaEvent, Way};
+use crate::observe::events::Exit;
 use crate::topology::{Address, Replica, Role, Topology};
 
 pub use client::{Cluster, ClusterError};
@@ -48,6 +49,7 @@ pub(crate) use runs::Attachment;
 pub use runs::{ClusterRun, ClusterRunState};
 
 use apply::Applied;
+use manifest::Format;
 use way::Forward;
 
 /// Seconds that a pod gets to end when its end is wanted at once.
@@ -83,7 +85,7 @@ impl Launcher for KubernetesLauncher {
                 Err(error) => {
                     let owner = objects.released.named();
                     let begun = Applied { owner, version: String::new(), run: objects.run.clone() };
-                    Err(LaunchError::from(error).leaving(tidy::remove(&self.cluster, &begun).await))
+                    Err(LaunchError::from(error).leaving(tidy::remove(&self.cluster, &begun, false).await))
                 }
             }
         })?;
@@ -95,8 +97,14 @@ impl Launcher for KubernetesLauncher {
 /// What of a run's plan matters to those who follow it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Following {
+    /// The kind of objects that it consists of.
+    pub(crate) format: Format,
     /// Whether the cluster starts a lost worker again.
     pub(crate) restarts: bool,
+    /// Whether the others wait for a lost worker.
+    pub(crate) is_sync: bool,
+    /// How long it may train.
+    pub(crate) deadline: Duration,
     /// How long a replica may take to start.
     pub(crate) schedule_timeout: Duration,
     /// Bytes of memory of a worker and of a server.
@@ -109,6 +117,18 @@ impl Following {
     fn memory_of(&self, role: Role) -> u64 {
         self.memory[usize::from(role == Role::Ps)]
     }
+
+    /// Whether the cluster starts a replica again that ended so.
+    fn starts_again(&self, replica: Replica, exit: Exit) -> bool {
+        let counts = match (exit, self.format) {
+            (Exit::Code(0), _) => false,
+            (Exit::Signal(_), _) => true,
+            // The rule of Kubeflow's operator.
+            (Exit::Code(code), Format::TfJob) => code >= 128,
+            (Exit::Code(code), Format::Jobs | Format::JobSet) => !manifest::fails_the_job(code),
+        };
+        counts && self.restarts && replica.role == Role::Worker
+    }
 }
 
 /// A run on a cluster, as somebody follows it.
@@ -116,7 +136,7 @@ pub(crate) struct KubernetesRun {
     cluster: Cluster,
     applied: Applied,
     last_lines: BTreeMap<Replica, Arc<LastLines>>,
-    pods: Receiver<BTreeMap<Replica, String>>,
+    pods: Receiver<watch::Pods>,
     ending: Arc<Ending>,
     observing: JoinHandle<()>,
     way: Arc<Forward>,
@@ -136,16 +156,17 @@ impl KubernetesRun {
         let ending = Arc::<Ending>::default();
         let last_lines: BTreeMap<_, _> = topology.replicas().map(|replica| (replica, Arc::default())).collect();
         let (coordinator, runs_at) = channel(None);
-        let (names, pods) = channel(BTreeMap::new());
+        let (told, pods) = channel(watch::Pods::default());
         let observed = watch::Observed {
             cluster: cluster.clone(),
             run: applied.run.clone(),
+            owner: applied.owner.clone(),
             topology,
             events_since: applied.version.clone(),
             events: Events::new(events, ending.clone()),
             last_lines: last_lines.clone(),
             coordinator,
-            pods: names,
+            pods: told,
             following,
         };
         let observing = cluster.reactor().spawn(watch::observe(observed));
@@ -165,7 +186,8 @@ impl Launched for KubernetesRun {
         }
         self.ending.begin();
         self.observing.abort();
-        self.cluster.reactor().wait(tidy::remove(&self.cluster, &self.applied))
+        let have_ended = self.pods.borrow().have_ended;
+        self.cluster.reactor().wait(tidy::remove(&self.cluster, &self.applied, have_ended))
     }
 
     fn let_go(&mut self) {
@@ -175,11 +197,13 @@ impl Launched for KubernetesRun {
     }
 
     fn kill(&self, replica: Replica) {
-        let Some(name) = self.pods.borrow().get(&replica).cloned() else { return };
+        let Some((name, uid)) = self.pods.borrow().living.get(&replica).cloned() else { return };
         let cluster = self.cluster.clone();
         self.cluster.reactor().spawn(async move {
             let pods: Api<Pod> = cluster.api();
-            let parameters = DeleteParams::default().grace_period(KILL_SECONDS);
+            // Its successor may have the same name.
+            let it = Preconditions { uid: Some(uid), resource_version: None };
+            let parameters = DeleteParams::default().grace_period(KILL_SECONDS).preconditions(it);
             // Fails if it has ended, or if the cluster is gone; the watch tells of either.
             let _ = cluster.ask_once("end a pod", pods.delete(&name, &parameters)).await;
         });

@@ -121,7 +121,7 @@ impl Cluster {
 
     /// Removes everything of the run `name`, alive or not. Returns what is left nevertheless, one thing and its reason a line.
     pub(crate) fn remove(&self, applied: &Applied) -> Vec<String> {
-        self.reactor().wait(tidy::remove(self, applied))
+        self.reactor().wait(tidy::remove(self, applied, false))
     }
 
     /// Removes what is left of runs that have ended, and says of which, or why not.
@@ -140,7 +140,7 @@ impl Cluster {
                 }
                 let owner = Named { resource, name: owner.name_any() };
                 let applied = Applied { owner, version: String::new(), run: name.clone() };
-                let left = tidy::remove(self, &applied).await;
+                let left = tidy::remove(self, &applied, false).await;
                 match left.is_empty() {
                     true => said.push(format!("removed what the run `{name}` had left")),
                     false => said.extend(left.into_iter().map(|left| format!("not removed: {left}"))),

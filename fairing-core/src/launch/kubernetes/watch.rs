@@ -3,17 +3,17 @@
 //! One task owns the state. It hears of pods and Jobs by watches that survive a restarted API server, of events by a watch
 //! from the launch on, and of logs from the tasks that follow them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, stream};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ContainerStatus, Event as ClusterEvent, Pod};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{ListParams, WatchEvent, WatchParams};
+use kube::api::{DynamicObject, ListParams, WatchEvent, WatchParams};
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, ResourceExt as _};
@@ -23,9 +23,11 @@ use tokio::task::JoinHandle;
 use super::super::ReplicaEvent;
 use super::super::events::{Events, LastLines, UNSEEN, exit};
 use super::Following;
+use super::apply::{Named, api};
 use super::client::Cluster;
 use super::logs;
-use super::manifest::{ROLE_LABEL, RUN_LABEL, fails_the_job, rank_of};
+use super::manifest::{ROLE_LABEL, RUN_LABEL, rank_of};
+use super::runs::{self, ClusterRunState};
 use crate::observe::events::{Exit, Stream};
 use crate::topology::{Replica, Role, Topology};
 
@@ -54,6 +56,7 @@ const QUEUE: usize = 256;
 pub(super) struct Observed {
     pub(super) cluster: Cluster,
     pub(super) run: String,
+    pub(super) owner: Named,
     pub(super) topology: Topology,
     /// Where new events begin.
     pub(super) events_since: String,
@@ -61,9 +64,17 @@ pub(super) struct Observed {
     pub(super) last_lines: BTreeMap<Replica, Arc<LastLines>>,
     /// The pod that runs the coordinator, once its container has started.
     pub(super) coordinator: watch::Sender<Option<String>>,
-    /// Names of the replicas' pods, for those who end them.
-    pub(super) pods: watch::Sender<BTreeMap<Replica, String>>,
+    pub(super) pods: watch::Sender<Pods>,
     pub(super) following: Following,
+}
+
+/// The replicas' pods, for those who end them.
+#[derive(Default)]
+pub(super) struct Pods {
+    /// Names and ids of those that have not ended.
+    pub(super) living: BTreeMap<Replica, (String, String)>,
+    /// Every replica had a pod, and the containers of all have ended.
+    pub(super) have_ended: bool,
 }
 
 /// One replica as the cluster has it.
@@ -76,8 +87,10 @@ struct Seat {
     waits: Option<Instant>,
     /// What was said of that last, and when.
     said: Option<(String, Instant)>,
-    /// Why there is no pod, by the words of an event.
+    /// Why it does not run, by the words of its status or of an event.
     hindrance: Option<String>,
+    /// What an event said last of a pod that runs.
+    warned: Option<String>,
     /// It has ended, and another pod is to take its place.
     replaced: Option<Exit>,
     /// Its pod has a node.
@@ -102,8 +115,17 @@ struct Seen {
 
 struct Log {
     task: JoinHandle<()>,
-    container_ended: Arc<AtomicBool>,
+    life: Arc<Life>,
     done: bool,
+}
+
+/// What those who follow a log have to know of its pod.
+#[derive(Default)]
+pub(super) struct Life {
+    /// The container has ended.
+    pub(super) has_ended: AtomicBool,
+    /// The pod is gone, and what has its name is another one.
+    pub(super) is_gone: AtomicBool,
 }
 
 impl Drop for Log {
@@ -129,6 +151,15 @@ pub(super) async fn observe(observed: Observed) {
     let jobs: Api<Job> = observed.cluster.api();
     let mut pods = pin!(watcher(pods, config()).default_backoff());
     let mut jobs = pin!(watcher(jobs, config()).default_backoff());
+    let owner = &observed.owner;
+    let mut owners = match owner.resource.kind.as_str() {
+        // It is one of those.
+        "Job" => stream::pending().boxed(),
+        _ => {
+            let config = watcher::Config::default().fields(&format!("metadata.name={}", owner.name));
+            watcher(api(&observed.cluster, &owner.resource), config).default_backoff().boxed()
+        }
+    };
     let (notices, mut noticed) = mpsc::channel(QUEUE);
     let telling = tokio::spawn(tell_events(
         observed.cluster.clone(),
@@ -142,7 +173,8 @@ pub(super) async fn observe(observed: Observed) {
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let seats = observed.topology.replicas().map(|replica| (replica, seat())).collect();
-    let mut state = State { seats, failed: BTreeMap::new(), notices, listed: None, away: None, observed };
+    let mut state =
+        State { seats, failed: BTreeMap::new(), used_up: BTreeSet::new(), notices, listed: None, away: None, observed };
     loop {
         tokio::select! {
             Some(event) = pods.next() => match event {
@@ -159,7 +191,12 @@ pub(super) async fn observe(observed: Observed) {
                 Ok(_) => {}
                 Err(error) => state.is_away(&error).await,
             },
-            Some(notice) = noticed.recv() => state.notice(notice),
+            Some(event) = owners.next() => match event {
+                Ok(Event::Apply(owner) | Event::InitApply(owner)) => state.owner(&owner).await,
+                Ok(_) => {}
+                Err(error) => state.is_away(&error).await,
+            },
+            Some(notice) = noticed.recv() => state.notice(notice).await,
             _ = look.tick() => {}
         }
         state.look(Instant::now()).await;
@@ -178,6 +215,8 @@ struct State {
     seats: BTreeMap<Replica, Seat>,
     /// Roles whose Job has failed, and why.
     failed: BTreeMap<Role, String>,
+    /// Workers that are not started again, although their Job goes on.
+    used_up: BTreeSet<Replica>,
     notices: mpsc::Sender<Notice>,
     /// The pods of a list that is being told; those that are not in it are gone.
     listed: Option<Vec<String>>,
@@ -265,6 +304,9 @@ impl State {
                 if seat.replaced.is_none() {
                     earlier.untold = earlier.ended.map(|(exit, _)| exit);
                 }
+                if earlier.name == seat.pod.as_ref().expect("set above").name {
+                    earlier.has_lost_its_name();
+                }
                 seat.earlier = Some(earlier);
             }
             (seat.waits, seat.said, seat.hindrance, seat.replaced) = (Some(Instant::now()), None, None, None);
@@ -310,53 +352,86 @@ impl State {
     fn tell_names(&self) {
         let living = |(replica, seat): (&Replica, &Seat)| {
             let seen = seat.pod.as_ref().filter(|seen| seen.ended.is_none())?;
-            Some((*replica, seen.name.clone()))
+            Some((*replica, (seen.name.clone(), seen.uid.clone())))
         };
-        let names: BTreeMap<Replica, String> = self.seats.iter().filter_map(living).collect();
+        let living: BTreeMap<Replica, (String, String)> = self.seats.iter().filter_map(living).collect();
         let coordinator = self.observed.topology.coordinator();
         let seat = &self.seats[&coordinator];
         let runs = seat.pod.as_ref().is_some_and(|seen| seen.log.is_some() && seen.ended.is_none());
-        let name = names.get(&coordinator).filter(|_| runs).cloned();
+        let name = living.get(&coordinator).filter(|_| runs).map(|(name, _)| name.clone());
         self.observed.coordinator.send_if_modified(|known| std::mem::replace(known, name.clone()) != name);
-        self.observed.pods.send_replace(names);
+        let have_ended = living.is_empty() && self.seats.values().all(|seat| seat.pod.is_some());
+        self.observed.pods.send_replace(Pods { living, have_ended });
     }
 
     async fn job(&mut self, job: &Job) {
         let Some(role) = job.labels().get(ROLE_LABEL).and_then(|role| role_of(role)) else { return };
-        let conditions = job.status.as_ref().and_then(|status| status.conditions.as_ref());
+        let Some(status) = &job.status else { return };
+        let indexes = status.failed_indexes.as_deref().unwrap_or_default();
+        let of_role = self.seats.keys().filter(|replica| replica.role == role);
+        self.used_up.extend(of_role.filter(|replica| is_among(replica.rank.0, indexes)));
         let failed = |kind: &str| {
+            let conditions = status.conditions.as_ref()?;
             let condition =
-                conditions?.iter().find(|condition| condition.type_ == kind && condition.status == "True")?;
+                conditions.iter().find(|condition| condition.type_ == kind && condition.status == "True")?;
             let reason = condition.reason.as_deref().unwrap_or("failed");
-            let message = condition.message.as_deref().unwrap_or_default();
-            Some(format!("{reason}: {message}"))
+            Some((reason, condition.message.as_deref().unwrap_or_default()))
         };
         // The first is said before the pods that still run are ended, the second after.
-        if let Some(reason) = failed("FailureTarget").or_else(|| failed("Failed"))
+        if let Some((reason, message)) = failed("FailureTarget").or_else(|| failed("Failed"))
             && !self.failed.contains_key(&role)
         {
-            let text = format!("the cluster ends the Job of the {role}s: {reason}");
-            self.failed.insert(role, reason);
-            self.observed.events.send_async(ReplicaEvent::Note { text }).await;
+            self.failed.insert(role, format!("{reason}: {message}"));
+            self.told_of_failure(&format!("the Job of the {role}s"), role, reason, message).await;
         }
     }
 
-    fn notice(&mut self, notice: Notice) {
+    /// What an operator says of the object that it makes the pods from.
+    async fn owner(&mut self, owner: &DynamicObject) {
+        let ClusterRunState::Failed { reason } = runs::state(owner) else { return };
+        // If one of its Jobs has failed before, that is why.
+        let is_news = self.failed.is_empty();
+        for role in [Role::Ps, Role::Worker] {
+            self.failed.entry(role).or_insert_with(|| reason.clone());
+        }
+        if is_news {
+            let (reason, message) = reason.split_once(": ").unwrap_or((&reason, ""));
+            let role = self.observed.topology.coordinator().role;
+            self.told_of_failure(&format!("the {}", self.observed.owner.resource.kind), role, reason, message).await;
+        }
+    }
+
+    /// Says that the cluster ends what `role` belongs to.
+    async fn told_of_failure(&self, what: &str, role: Role, reason: &str, message: &str) {
+        let text = format!("the cluster ends {what}: {reason}: {message}");
+        self.observed.events.send_async(ReplicaEvent::Note { text }).await;
+        // Of Jobs and JobSets, and of TFJobs.
+        if reason == "DeadlineExceeded" || reason == "TFJobFailed" && message.contains("active longer than") {
+            let replica = self.seats.keys().find(|replica| replica.role == role).copied();
+            let replica = replica.unwrap_or(self.observed.topology.coordinator());
+            let deadline = humantime::format_duration(self.observed.following.deadline);
+            let reason = format!("the run took longer than {deadline} (raise `deadline` or FAIRING_DEADLINE)");
+            self.observed.events.send_async(ReplicaEvent::Condemned { replica, reason }).await;
+        }
+    }
+
+    async fn notice(&mut self, notice: Notice) {
         match notice {
             Notice::Told { uid } => {
                 let logs = self.seats.values_mut().filter_map(|seat| seat.pod.as_mut()).filter(|seen| seen.uid == uid);
                 logs.filter_map(|seen| seen.log.as_mut()).for_each(|log| log.done = true);
             }
-            Notice::Event(event) => self.cluster_event(&event),
+            Notice::Event(event) => self.cluster_event(&event).await,
         }
     }
 
-    /// What an event says of a replica that has not started.
-    fn cluster_event(&mut self, event: &ClusterEvent) {
+    /// What an event says: why a replica has not started, or what has come over one that has.
+    async fn cluster_event(&mut self, event: &ClusterEvent) {
         if event.type_.as_deref() == Some("Normal") {
             return;
         }
         let name = event.involved_object.name.as_deref().unwrap_or_default();
+        let uid = event.involved_object.uid.as_ref();
         let Some(message) = event.message.clone() else { return };
         let words = match event.reason.as_deref() {
             // The scheduler's own words need no more.
@@ -365,10 +440,15 @@ impl State {
         };
         match event.involved_object.kind.as_deref() {
             Some("Pod") => {
-                let seats = self.seats.values_mut();
-                let is_it = |seat: &&mut Seat| seat.pod.as_ref().is_some_and(|seen| seen.name == name);
-                if let Some(seat) = seats.filter(|seat| seat.waits.is_some()).find(is_it) {
+                let mut seats = self.seats.iter_mut();
+                let is_it = |seat: &Seat| seat.pod.as_ref().is_some_and(|seen| uid == Some(&seen.uid));
+                let Some((replica, seat)) = seats.find(|(_, seat)| is_it(seat)) else { return };
+                if seat.waits.is_some() {
                     seat.hindrance = Some(words);
+                } else if seat.warned.as_ref() != Some(&words) {
+                    let text = format!("{replica}: {words}");
+                    seat.warned = Some(words);
+                    self.observed.events.send_async(ReplicaEvent::Note { text }).await;
                 }
             }
             // That no pod can be made concerns all of its replicas that have none.
@@ -402,7 +482,9 @@ impl State {
 
     /// A replica whose container has ended and whose log has been told has ended, or is to be replaced.
     async fn conclude(&mut self, replica: Replica, now: Instant) {
+        let used_up = || "it has been started again as often as it may be".to_owned();
         let has_failed = self.failed.get(&replica.role).cloned();
+        let has_failed = has_failed.or_else(|| self.used_up.contains(&replica).then(used_up));
         let Some(seat) = self.seats.get_mut(&replica) else { return };
         if seat.over {
             return;
@@ -430,8 +512,9 @@ impl State {
             return;
         }
         let never_started = seen.log.is_none();
-        let is_success = exit == Exit::Code(0);
-        let heals = self.observed.following.restarts && replica.role == Role::Worker && !is_success && is_counted(exit);
+        // With as little memory it would end so again.
+        let is_condemned = seen.out_of_memory && self.observed.following.is_sync;
+        let heals = self.observed.following.starts_again(replica, exit) && !is_condemned;
         if heals && has_failed.is_none() && now.duration_since(since) < VERDICT {
             return;
         }
@@ -441,10 +524,11 @@ impl State {
             async |text: String| last_lines.deliver_async(&self.observed.events, replica, Stream::Stderr, text).await;
         if out_of_memory {
             let mebibytes = self.observed.following.memory_of(replica.role) >> 20;
-            say(format!(
-                "fairing: ended by the kernel: out of memory (limit {mebibytes} MiB; raise `memory` of this role)"
-            ))
-            .await;
+            let reason = format!("out of memory (limit {mebibytes} MiB; raise `memory` of this role)");
+            say(format!("fairing: ended by the kernel: {reason}")).await;
+            if is_condemned {
+                self.observed.events.send_async(ReplicaEvent::Condemned { replica, reason }).await;
+            }
         }
         if never_started && let Some(reason) = &seat.hindrance {
             say(format!("fairing: it never started: {reason}")).await;
@@ -505,7 +589,7 @@ impl Seen {
     fn end(&mut self, exit: Exit) {
         self.ended.get_or_insert((exit, Instant::now()));
         if let Some(log) = &self.log {
-            log.container_ended.store(true, Ordering::Release);
+            log.life.has_ended.store(true, Ordering::Release);
         }
     }
 
@@ -513,12 +597,19 @@ impl Seen {
     fn is_gone(&mut self) {
         self.end(Exit::Code(UNSEEN));
     }
+
+    /// Who asks for its log by name would be given another one's.
+    fn has_lost_its_name(&mut self) {
+        if let Some(log) = &self.log {
+            log.life.is_gone.store(true, Ordering::Release);
+        }
+    }
 }
 
 /// Follows the log of a pod whose container has started.
 fn follow(observed: &Observed, notices: &mpsc::Sender<Notice>, replica: Replica, seen: &Seen) -> Log {
-    let container_ended = Arc::new(AtomicBool::new(seen.ended.is_some()));
-    let ended = container_ended.clone();
+    let life = Arc::new(Life { has_ended: seen.ended.is_some().into(), ..Life::default() });
+    let known = life.clone();
     let (cluster, events, notices) = (observed.cluster.clone(), observed.events.clone(), notices.clone());
     let (name, uid) = (seen.name.clone(), seen.uid.clone());
     let last_lines = observed.last_lines[&replica].clone();
@@ -528,10 +619,10 @@ fn follow(observed: &Observed, notices: &mpsc::Sender<Notice>, replica: Replica,
             // A cluster does not tell the two streams apart.
             async move { last_lines.deliver_async(&events, replica, Stream::Stdout, text).await }
         };
-        logs::follow(&cluster, &name, deliver, || ended.load(Ordering::Acquire)).await;
+        logs::follow(&cluster, &name, deliver, &known).await;
         let _ = notices.send(Notice::Told { uid }).await;
     });
-    Log { task, container_ended, done: false }
+    Log { task, life, done: false }
 }
 
 /// Which replica a pod is.
@@ -548,12 +639,13 @@ fn role_of(name: &str) -> Option<Role> {
     [Role::Worker, Role::Ps].into_iter().find(|role| role.to_string() == name)
 }
 
-/// Whether the cluster starts a worker again that ended so: codes that say that it would end so again fail its Job.
-fn is_counted(exit: Exit) -> bool {
-    match exit {
-        Exit::Signal(_) => true,
-        Exit::Code(code) => !fails_the_job(code),
-    }
+/// Whether `rank` is among the indexes of a Job, which are written as in `1,3-5,7`.
+fn is_among(rank: u32, indexes: &str) -> bool {
+    indexes.split(',').any(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let number = |text: &str| text.trim().parse::<u32>().ok();
+        number(first).zip(number(last)).is_some_and(|(first, last)| (first..=last).contains(&rank))
+    })
 }
 
 /// Why a pod has not started, in the cluster's words.
@@ -627,5 +719,18 @@ async fn tell_events(cluster: Cluster, run: String, since: String, notices: mpsc
             let newest = events.list_metadata(&ListParams::default().limit(1)).await;
             version = newest.ok().and_then(|list| list.metadata.resource_version).unwrap_or_default();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_indexes_of_a_job_are_numbers_and_ranges() {
+        let among = |indexes: &str| (0..8).filter(|rank| is_among(*rank, indexes)).collect::<Vec<_>>();
+        assert_eq!(among("1,3-5,7"), [1, 3, 4, 5, 7]);
+        assert_eq!(among("0"), [0]);
+        assert_eq!(among(""), [] as [u32; 0]);
     }
 }

@@ -244,7 +244,10 @@ impl Known {
     /// What matters to those who follow the run.
     pub(crate) fn following(&self) -> Following {
         Following {
+            format: self.format,
             restarts: self.rejoin_ms > 0,
+            is_sync: self.mode.is_sync(),
+            deadline: Duration::from_secs(self.deadline_s),
             schedule_timeout: Duration::from_secs(self.schedule_timeout_s),
             memory: self.memory,
             port: PORT,
