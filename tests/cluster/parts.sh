@@ -38,6 +38,9 @@ command_of() {
             --kubelet-client-certificate="$pki/kubelet-client.crt" --kubelet-client-key="$pki/kubelet-client.key"
             --kubelet-preferred-address-types=InternalIP
             --allow-privileged=true
+            # Lists as watches need a newer etcd than Debian 12 has. Said, clients fall back at once; else a watch from version
+            # 0, as kwok has them, is taken for one and ends as soon as it begins.
+            --feature-gates=WatchList=false
             # Else it would wait for watches that nobody ends.
             --shutdown-watch-termination-grace-period=1s
             # Webhooks are called by the endpoints of their service.

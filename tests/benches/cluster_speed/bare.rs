@@ -1,10 +1,11 @@
 //! The floor: what Kubernetes takes for a Job of three pods of the same image, which only print a line and end.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use futures_util::{AsyncBufReadExt as _, StreamExt as _, TryStreamExt as _};
+use futures_util::{AsyncBufReadExt as _, TryStreamExt as _};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, ListParams, LogParams, PostParams};
@@ -12,6 +13,7 @@ use serde_json::json;
 
 use crate::now_ms;
 use crate::place::Place;
+use crate::table::{Table, fact};
 use crate::witness::{State, pods};
 
 /// Makes this program what the Job runs; behind it stand the milliseconds until it ends.
@@ -20,8 +22,28 @@ pub(crate) const ARGUMENT: &str = "bare";
 /// As many as a run of 2 workers and a server has.
 const PODS: usize = 3;
 
-/// Seconds that pods get to end, as fairing gives them.
-const GRACE_SECONDS: u32 = 1;
+/// How the pods are deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Deletion {
+    /// Once the API server says that they have ended, with a second to end in.
+    Reported,
+    /// As soon as their programs have ended, with a second to end in.
+    AtOnce,
+    /// Once the API server says that they have ended, without asking the node.
+    ReportedByForce,
+    /// As soon as their programs have ended, without asking the node.
+    AtOnceByForce,
+}
+
+impl Deletion {
+    fn waits(self) -> bool {
+        matches!(self, Deletion::Reported | Deletion::ReportedByForce)
+    }
+
+    fn grace_seconds(self) -> u32 {
+        u32::from(matches!(self, Deletion::Reported | Deletion::AtOnce))
+    }
+}
 
 /// Times in ms from one point to the next.
 pub(crate) struct Bare {
@@ -29,9 +51,9 @@ pub(crate) struct Bare {
     pub(crate) started: f64,
     /// Created to the first line that a client has read.
     pub(crate) line: f64,
-    /// The last program's end to the API server saying so.
+    /// The last program's end to the API server saying so, or to its pod being gone.
     pub(crate) reported: f64,
-    /// The deletion, as soon as that is known, to everything being gone.
+    /// The deletion to everything being gone.
     pub(crate) deleted: f64,
     /// The last program's end to everything being deleted.
     pub(crate) gone: f64,
@@ -45,9 +67,30 @@ pub(crate) fn program(milliseconds: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Ways to delete the pods of a bare Job, in turn, at all phases of kubelet's look at its containers.
+pub(crate) fn table(place: &Place, repetitions: usize, image: &str) -> anyhow::Result<Table> {
+    let mut table = Table::new("Last program's end of a bare Job of 3 pods to all deleted");
+    let ways = [
+        (Deletion::Reported, fact("a second to end in, once they are said to have ended, ms")),
+        (Deletion::AtOnce, fact("a second to end in, without waiting for that, ms")),
+        (Deletion::ReportedByForce, fact("by force, once they are said to have ended, ms")),
+        (Deletion::AtOnceByForce, fact("by force, without waiting for that, ms")),
+    ];
+    for number in 1..=repetitions {
+        eprintln!("delete: repetition {number} of {repetitions}");
+        for (deletion, figure) in ways {
+            let phase = 1_000 * number as u64 / repetitions as u64;
+            thread::sleep(Duration::from_millis(phase));
+            table.record(figure, measure(place, image, 1_000 + phase, deletion)?.gone);
+        }
+    }
+    Ok(table)
+}
+
 /// Runs the Job once; its programs end after `milliseconds`.
-pub(crate) fn measure(place: &Place, image: &str, milliseconds: u64) -> anyhow::Result<Bare> {
-    let name = format!("bare-{milliseconds}");
+pub(crate) fn measure(place: &Place, image: &str, milliseconds: u64, deletion: Deletion) -> anyhow::Result<Bare> {
+    static NUMBER: AtomicUsize = AtomicUsize::new(1);
+    let name = format!("bare-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
     let job: Job = serde_json::from_value(json!({
         "metadata": {"name": name},
         "spec": {
@@ -83,22 +126,26 @@ pub(crate) fn measure(place: &Place, image: &str, milliseconds: u64) -> anyhow::
     let started = latest(&mut read.iter().map(|log| log.began));
     let line = read.iter().map(|log| log.readable).fold(f64::MAX, f64::min);
     let ended = latest(&mut read.iter().map(|log| log.ended));
-    place.witness.wait(&prefix, PODS, State::Ended, created)?;
-    let reported = latest(&mut pods(&place.witness.since(created), &prefix, State::Ended).map(|pod| pod.at));
+    if deletion.waits() {
+        place.witness.wait(&prefix, PODS, State::Ended, created)?;
+    }
+    let deleting = now_ms();
     place.runtime.block_on(async {
-        let (of_jobs, of_pods) = (DeleteParams::background(), DeleteParams::background().grace_period(GRACE_SECONDS));
+        let (of_jobs, of_pods) = (DeleteParams::background(), DeleteParams::background().grace_period(deletion.grace_seconds()));
         let its_pods = ListParams::default().labels(&format!("job-name={name}"));
         let all = place.api::<Pod>();
         tokio::try_join!(jobs.delete(&name, &of_jobs), all.delete_collection(&of_pods, &its_pods))
     })?;
     place.witness.wait(&prefix, PODS, State::Deleted, created)?;
-    let gone = latest(&mut pods(&place.witness.since(created), &prefix, State::Deleted).map(|pod| pod.at));
+    let seen = place.witness.since(created);
+    let reported = latest(&mut pods(&seen, &prefix, State::Ended).map(|pod| pod.at));
+    let gone = latest(&mut pods(&seen, &prefix, State::Deleted).map(|pod| pod.at));
     anyhow::ensure!(place.left()?.is_empty(), "something is left: {:?}", place.left()?);
     Ok(Bare {
         started: started - created,
         line: line - created,
         reported: reported - ended,
-        deleted: gone - reported,
+        deleted: gone - deleting,
         gone: gone - ended,
     })
 }
@@ -122,6 +169,5 @@ async fn read(pods: kube::Api<Pod>, name: String) -> anyhow::Result<Log> {
     let began = next().await?;
     let readable = now_ms();
     let ended = next().await?;
-    while lines.next().await.is_some() {}
     Ok(Log { began, ended, readable })
 }

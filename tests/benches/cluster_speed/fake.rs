@@ -91,6 +91,12 @@ fn once(place: &Place, table: &mut Table) -> anyhow::Result<()> {
     table.record(WATCHING, own(running, interrupted).count() as f64);
     table.record(CPU, cpu_until(interrupted) - cpu_until(running));
     table.record(END, exited - interrupted);
+    for seen in place.witness.since(began).iter().filter(|seen| seen.kind == "pod" && std::env::var_os("SPEED_DEBUG").is_some()) {
+        eprintln!("{:.0} {} {:?}", seen.at - began, seen.name, seen.state);
+    }
+    for (at, line) in &lines {
+        if std::env::var_os("SPEED_DEBUG").is_some() { eprintln!("{:.0} {line}", at - began); }
+    }
     table.note(format!("requests while watching: {}", audit::by_kind(own(running, interrupted))));
     table.note(format!("requests from Ctrl-C on: {}", audit::by_kind(own(interrupted, exited))));
     Ok(())

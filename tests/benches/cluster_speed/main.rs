@@ -45,6 +45,8 @@ struct Arguments {
 enum Group {
     /// Times and requests of a run of 3 replicas.
     Run,
+    /// Ways to delete the pods of a bare Job.
+    Delete,
     /// Memory of a launcher that watches 100 replicas on fake nodes.
     Fake,
 }
@@ -73,6 +75,7 @@ fn main() -> anyhow::Result<()> {
     for group in groups {
         tables.push(match group {
             Group::Run => run::table(&place, repetitions.into(), &warm, timeline)?,
+            Group::Delete => bare::table(&place, repetitions.into(), &warm.image)?,
             Group::Fake => fake::table(&place, usize::from(repetitions).div_ceil(3))?,
         });
     }

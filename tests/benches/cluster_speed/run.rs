@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::audit::{self, Request};
-use crate::bare::{self, Bare};
+use crate::bare::{self, Bare, Deletion};
 use crate::place::{Place, USER};
 use crate::processes::{cpu_ms, peak_mib};
 use crate::replica::{FIRST_STEP, HERE, LAST_STEP};
@@ -70,7 +70,7 @@ pub(crate) struct Measured {
     /// CPU time of the launcher so far.
     cpu: Vec<(f64, f64)>,
     peak_mib: f64,
-    image: String,
+    pub(crate) image: String,
 }
 
 /// A launcher's process.
@@ -313,7 +313,7 @@ pub(crate) fn table(place: &Place, repetitions: usize, warm: &Measured, timeline
         // kubelet looks at its containers once a second, and the end of what was before lies right behind such a look.
         let phase = Duration::from_millis(1_000 * number as u64 / repetitions as u64);
         thread::sleep(phase);
-        let bare = bare::measure(place, &warm.image, 1_000 + u64::try_from(phase.as_millis())?)?;
+        let bare = bare::measure(place, &warm.image, 1_000 + u64::try_from(phase.as_millis())?, Deletion::Reported)?;
         thread::sleep(phase);
         let run = measure(place)?;
         record(&mut table, &run, &bare)?;

@@ -39,7 +39,8 @@ fn who(request: &Request) -> Option<&str> {
     if request.user == USER {
         return Some("launcher");
     }
-    let is_change = !["get", "list", "watch"].contains(&request.verb.as_str());
+    // A pod's Secret is asked for before its container starts.
+    let is_change = request.resource == "secrets" || !["get", "list", "watch"].contains(&request.verb.as_str());
     let is_of_run = ["pods", "jobs", "secrets", "services", "endpoints"].contains(&request.resource.split('/').next()?);
     if !is_change || !is_of_run {
         return None;
