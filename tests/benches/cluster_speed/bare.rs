@@ -49,6 +49,8 @@ impl Deletion {
 pub(crate) struct Bare {
     /// Created to the last program's first instruction.
     pub(crate) started: f64,
+    /// Created to the API server saying that the last one runs; before that its pod has no address.
+    pub(crate) running: f64,
     /// Created to the first line that a client has read.
     pub(crate) line: f64,
     /// The last program's end to the API server saying so, or to its pod being gone.
@@ -131,18 +133,21 @@ pub(crate) fn measure(place: &Place, image: &str, milliseconds: u64, deletion: D
     }
     let deleting = now_ms();
     place.runtime.block_on(async {
-        let (of_jobs, of_pods) = (DeleteParams::background(), DeleteParams::background().grace_period(deletion.grace_seconds()));
+        let (of_jobs, of_pods) =
+            (DeleteParams::background(), DeleteParams::background().grace_period(deletion.grace_seconds()));
         let its_pods = ListParams::default().labels(&format!("job-name={name}"));
         let all = place.api::<Pod>();
         tokio::try_join!(jobs.delete(&name, &of_jobs), all.delete_collection(&of_pods, &its_pods))
     })?;
     place.witness.wait(&prefix, PODS, State::Deleted, created)?;
     let seen = place.witness.since(created);
+    let running = latest(&mut pods(&seen, &prefix, State::Running).map(|pod| pod.at));
     let reported = latest(&mut pods(&seen, &prefix, State::Ended).map(|pod| pod.at));
     let gone = latest(&mut pods(&seen, &prefix, State::Deleted).map(|pod| pod.at));
     anyhow::ensure!(place.left()?.is_empty(), "something is left: {:?}", place.left()?);
     Ok(Bare {
         started: started - created,
+        running: running - created,
         line: line - created,
         reported: reported - ended,
         deleted: gone - deleting,

@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::audit;
 use crate::now_ms;
 use crate::place::{Place, USER, kubectl};
-use crate::run::{Ended, Launcher, said};
+use crate::run::{Ended, Launcher, said, usage_at};
 use crate::table::{Figure, Table, fact, goal};
 use crate::witness::State;
 
@@ -19,13 +19,17 @@ const REPLICAS: u32 = 100;
 /// Nodes, so that a node has as many pods as real ones do.
 const NODES: usize = 10;
 
-/// How long the run is watched once all of its pods run. Nothing comes of it: in a fake pod is no program.
+/// How long the run is watched once all of its pods run. Each has a log of one line, and nothing comes of it: in a fake pod is
+/// no program.
 const WATCHED: Duration = Duration::from_secs(10);
 
-const MEMORY: Figure = goal("launcher's peak memory, 100 replicas rendered and watched, MiB", "80", "50");
+const MEMORY: Figure = goal("launcher's peak memory, 100 replicas rendered, watched and removed, MiB", "80", "50");
+const WATCHING_MEMORY: Figure = fact("- of that until Ctrl-C, MiB");
+const FILE_MEMORY: Figure = fact("- of that the program's file and its libraries', MiB");
 const RUNNING: Figure = fact("launch to 100 pods running, ms");
 const REQUESTS: Figure = fact("requests to the API server until then");
-const WATCHING: Figure = fact("requests in 10 s of watching, where no log and no way to a pod can be had");
+const WATCHING: Figure =
+    fact("requests in 10 s of watching, where logs can be followed and no way to a pod can be had");
 const CPU: Figure = fact("CPU time of the launcher in these 10 s, ms");
 const END: Figure = fact("Ctrl-C to the launcher's exit, all deleted, ms");
 
@@ -75,7 +79,7 @@ fn once(place: &Place, table: &mut Table) -> anyhow::Result<()> {
     let process = i32::try_from(id).ok().and_then(Pid::from_raw).context("no process id")?;
     // It may have ended already.
     let _ = kill_process(process, Signal::INT);
-    let Ended { exited, lines, cpu, peak_mib, .. } = launcher.end()?;
+    let Ended { exited, lines, usage, .. } = launcher.end()?;
     let running = running.with_context(|| said(&lines))?;
     anyhow::ensure!(exited > interrupted, "the launcher ended before it was told to: {}", said(&lines));
     let left = place.left()?;
@@ -84,20 +88,17 @@ fn once(place: &Place, table: &mut Table) -> anyhow::Result<()> {
     let own = |from: f64, to: f64| {
         requests.iter().filter(move |request| request.user == USER && (from..to).contains(&request.received))
     };
-    let cpu_until = |time: f64| cpu.iter().take_while(|(at, _)| *at <= time).last().map_or(0.0, |(_, cpu)| *cpu);
-    table.record(MEMORY, peak_mib);
+    let at = |time: f64| usage_at(&usage, time);
+    table.record(MEMORY, at(exited).peak_mib);
+    table.record(WATCHING_MEMORY, at(interrupted).peak_mib);
+    table.record(FILE_MEMORY, at(interrupted).file_mib);
     table.record(RUNNING, running - began);
     table.record(REQUESTS, own(began, running).count() as f64);
     table.record(WATCHING, own(running, interrupted).count() as f64);
-    table.record(CPU, cpu_until(interrupted) - cpu_until(running));
+    table.record(CPU, at(interrupted).cpu_ms - at(running).cpu_ms);
     table.record(END, exited - interrupted);
-    for seen in place.witness.since(began).iter().filter(|seen| seen.kind == "pod" && std::env::var_os("SPEED_DEBUG").is_some()) {
-        eprintln!("{:.0} {} {:?}", seen.at - began, seen.name, seen.state);
-    }
-    for (at, line) in &lines {
-        if std::env::var_os("SPEED_DEBUG").is_some() { eprintln!("{:.0} {line}", at - began); }
-    }
-    table.note(format!("requests while watching: {}", audit::by_kind(own(running, interrupted))));
+    table.note(format!("requests until all ran: {}", audit::by_kind(own(began, running))));
+    table.note(format!("requests in 10 s of watching: {}", audit::by_kind(own(running, interrupted))));
     table.note(format!("requests from Ctrl-C on: {}", audit::by_kind(own(interrupted, exited))));
     Ok(())
 }

@@ -36,7 +36,7 @@ struct Arguments {
     repetitions: u8,
     /// What is measured; everything if none is named.
     groups: Vec<Group>,
-    /// Prints what happened when in the last run of 3 replicas.
+    /// Prints what happened when in each run of 3 replicas.
     #[arg(long)]
     timeline: bool,
 }

@@ -43,7 +43,7 @@ pub(crate) struct Place {
 impl Place {
     pub(crate) fn make() -> anyhow::Result<Self> {
         let variable = |name: &str| {
-            std::env::var(name).with_context(|| {
+            std::env::var(name).ok().with_context(|| {
                 format!(
                     "{name} is not set: this program measures the test cluster; run `tests/cluster/run --with kwok cargo run \
                      -p fairing-tests --bin cluster_speed`"

@@ -13,8 +13,10 @@ use crate::now_ms;
 /// Makes this program a launcher, and a replica in a pod.
 pub(crate) const ARGUMENT: &str = "launch";
 
-/// Begins the first line of a replica. Behind it and the next two stands the time in ms.
+/// Begins the first line of a replica. Behind this and the others stands the time in ms.
 pub(crate) const HERE: &str = "here ";
+/// Begins the line of a worker that all others have met.
+pub(crate) const JOINED: &str = "joined ";
 /// Begins the line of a worker's first step.
 pub(crate) const FIRST_STEP: &str = "first step ";
 /// Begins the line of a worker's last step.
@@ -46,6 +48,7 @@ impl Train for Timed {
     fn train(&self, worker: &Worker) -> anyhow::Result<Linear> {
         let xs = vec![0.5; STEPS * line::BATCH * worker.workers()];
         let mut model = worker.join(line::new(worker), Sgd::new())?;
+        println!("{JOINED}{:.3}", now_ms());
         let mut last = None;
         for epoch in worker.epochs(1) {
             for batch in epoch.batches(&xs, line::BATCH) {

@@ -16,8 +16,8 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use crate::audit::{self, Request};
 use crate::bare::{self, Bare, Deletion};
 use crate::place::{Place, USER};
-use crate::processes::{cpu_ms, peak_mib};
-use crate::replica::{FIRST_STEP, HERE, LAST_STEP};
+use crate::processes::cpu_ms;
+use crate::replica::{FIRST_STEP, HERE, JOINED, LAST_STEP};
 use crate::table::{Figure, Table, fact, goal};
 use crate::witness::{Seen, State, pods};
 use crate::{PATIENCE, now_ms, timeline};
@@ -33,14 +33,17 @@ const LOGGED: Duration = Duration::from_millis(300);
 
 const FIRST: Figure = goal("launch to the first training step, ms", "4000", "2500");
 const FLOOR_STARTED: Figure = fact("- bare Job of 3 pods: created to its last program running, ms");
-const ABOVE_STARTED: Figure = fact("- difference to that, ms");
+const FLOOR_RUNNING: Figure = fact("- bare Job: created to the last being said to run, ms");
+const ABOVE_RUNNING: Figure = fact("- difference to that, ms");
 const ASKING: Figure = fact("- process started to the first request, ms");
 const PREPARING: Figure = fact("- to the first pod being made, ms");
 const STARTING: Figure = fact("- to the last replica's first instruction, ms");
-const JOINING: Figure = fact("- to the first step, ms");
+const NAMING: Figure = fact("- to the server being said to run, and so having an address, ms");
+const JOINING: Figure = fact("- to the first worker having joined, ms");
+const STEPPING: Figure = fact("- to the first step, ms");
 const LINE: Figure = goal("launch to the first line of a replica's log on the terminal, ms", "2500", "1500");
 const FLOOR_LINE: Figure = fact("- bare Job: created to its first line readable, ms");
-const ABOVE_LINE: Figure = fact("- difference to that, ms");
+const ABOVE_LINE: Figure = fact("- difference to that line, ms");
 const END: Figure = goal("last step to the caller's exit, model written, all deleted, ms", "3000", "1500");
 const FLOOR_GONE: Figure = fact("- bare Job: last program's end to all deleted, ms");
 const FLOOR_REPORTED: Figure = fact("- of that until the API server says that it has ended, ms");
@@ -67,9 +70,7 @@ pub(crate) struct Measured {
     /// All requests of the time, those of others too.
     pub(crate) requests: Vec<Request>,
     pub(crate) seen: Vec<Seen>,
-    /// CPU time of the launcher so far.
-    cpu: Vec<(f64, f64)>,
-    peak_mib: f64,
+    usage: Vec<Usage>,
     pub(crate) image: String,
 }
 
@@ -78,7 +79,7 @@ pub(crate) struct Launcher {
     pub(crate) began: f64,
     pub(crate) id: u32,
     ending: JoinHandle<anyhow::Result<(f64, bool)>>,
-    usage: JoinHandle<(Vec<(f64, f64)>, f64)>,
+    usage: JoinHandle<Vec<Usage>>,
     received: Receiver<(f64, String)>,
     lines: Vec<(f64, String)>,
 }
@@ -88,8 +89,23 @@ pub(crate) struct Ended {
     pub(crate) exited: f64,
     pub(crate) success: bool,
     pub(crate) lines: Vec<(f64, String)>,
-    pub(crate) cpu: Vec<(f64, f64)>,
+    pub(crate) usage: Vec<Usage>,
+}
+
+/// What a process had used until a moment.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Usage {
+    at: f64,
+    /// User and system; in steps of 10.
+    pub(crate) cpu_ms: f64,
     pub(crate) peak_mib: f64,
+    /// Of the program's file and its libraries', now.
+    pub(crate) file_mib: f64,
+}
+
+/// The last look before `time`.
+pub(crate) fn usage_at(usage: &[Usage], time: f64) -> Usage {
+    usage.iter().take_while(|usage| usage.at <= time).last().copied().unwrap_or_default()
 }
 
 impl Launcher {
@@ -121,9 +137,9 @@ impl Launcher {
     pub(crate) fn end(self) -> anyhow::Result<Ended> {
         let Self { ending, usage, received, mut lines, .. } = self;
         let (exited, success) = ending.join().expect("waiting does not panic")?;
-        let (cpu, peak_mib) = usage.join().expect("looking does not panic");
+        let usage = usage.join().expect("looking does not panic");
         lines.extend(received.iter());
-        Ok(Ended { exited, success, lines, cpu, peak_mib })
+        Ok(Ended { exited, success, lines, usage })
     }
 }
 
@@ -148,15 +164,20 @@ fn wait(child: &mut Child) -> anyhow::Result<(f64, bool)> {
     Ok((now_ms(), status.success()))
 }
 
-/// CPU time so far and peak memory of a process, until it is gone: what the last 10 ms added is not in it.
-fn watch_usage(id: u32) -> (Vec<(f64, f64)>, f64) {
-    let (mut cpu, mut peak) = (Vec::new(), 0.0);
-    while let Some(now) = peak_mib(id) {
-        peak = now;
-        cpu.push((now_ms(), cpu_ms(id)));
+/// Looks at a process until it is gone; what its last 10 ms added is not seen.
+fn watch_usage(id: u32) -> Vec<Usage> {
+    let mut usage = Vec::new();
+    while let Ok(status) = std::fs::read_to_string(format!("/proc/{id}/status")) {
+        let mib = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+            Some(line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok()? / 1_024.0)
+        };
+        // A process that has ended has no memory.
+        let (Some(peak_mib), Some(file_mib)) = (mib("VmHWM:"), mib("RssFile:")) else { break };
+        usage.push(Usage { at: now_ms(), cpu_ms: cpu_ms(id), peak_mib, file_mib });
         thread::sleep(NAP);
     }
-    (cpu, peak)
+    usage
 }
 
 /// Runs it once.
@@ -169,7 +190,7 @@ pub(crate) fn measure(place: &Place) -> anyhow::Result<Measured> {
     let ends = watch_ends()?;
     let list = place.runtime.block_on(place.api::<Pod>().list(&ListParams::default().limit(1)))?;
     let image = list.items.into_iter().next().and_then(|pod| pod.spec?.containers.into_iter().next()?.image);
-    let Ended { exited, success, lines, cpu, peak_mib } = launcher.end()?;
+    let Ended { exited, success, lines, usage } = launcher.end()?;
     let left = place.left()?;
     anyhow::ensure!(success, "the run failed: {}", said(&lines));
     anyhow::ensure!(left.is_empty(), "when the launcher had ended there still was: {}", left.join(", "));
@@ -187,8 +208,7 @@ pub(crate) fn measure(place: &Place) -> anyhow::Result<Measured> {
         ends: last,
         requests: place.audit.since(begin)?,
         seen: place.witness.since(began),
-        cpu,
-        peak_mib,
+        usage,
         image: image.context("the pods have no image")?,
     })
 }
@@ -221,11 +241,10 @@ fn watch_ends() -> anyhow::Result<Vec<(String, JoinHandle<anyhow::Result<f64>>)>
 impl Measured {
     /// The times behind `mark` in the lines of the replicas.
     fn marks(&self, mark: &str) -> impl Iterator<Item = f64> {
-        let times = self.lines.iter().filter_map(move |(_, line)| {
+        self.lines.iter().filter_map(move |(_, line)| {
             let (_, text) = line.split_once(" | ")?;
             text.strip_prefix(mark)?.parse().ok()
-        });
-        times
+        })
     }
 
     fn first(&self, mark: &str) -> anyhow::Result<f64> {
@@ -255,9 +274,11 @@ impl Measured {
         self.ends.values().copied().fold(f64::MIN, f64::max)
     }
 
-    /// When the launcher first asked for something to be deleted.
+    /// When the launcher, after the last step, first asked for something to be deleted.
     fn first_deletion(&self) -> anyhow::Result<f64> {
-        let mut deletions = self.own_requests().filter(|request| request.verb.starts_with("delete"));
+        let last = self.last(LAST_STEP)?;
+        let is_it = |request: &&Request| request.verb.starts_with("delete") && request.received >= last;
+        let mut deletions = self.own_requests().filter(is_it);
         Ok(deletions.next().context("nothing was deleted")?.received)
     }
 
@@ -283,11 +304,6 @@ impl Measured {
         owed.push([self.first_deletion()?, self.gone()]);
         Ok(self.exited - from - covered(owed, from, self.exited))
     }
-
-    /// CPU time of the launcher until `time`.
-    fn cpu_until(&self, time: f64) -> f64 {
-        self.cpu.iter().take_while(|(at, _)| *at <= time).last().map_or(0.0, |(_, cpu)| *cpu)
-    }
 }
 
 /// How much of the time between `from` and `to` is in one of the intervals at least.
@@ -310,22 +326,31 @@ pub(crate) fn table(place: &Place, repetitions: usize, warm: &Measured, timeline
     let mut last = None;
     for number in 1..=repetitions {
         eprintln!("run: repetition {number} of {repetitions}");
-        // kubelet looks at its containers once a second, and the end of what was before lies right behind such a look.
-        let phase = Duration::from_millis(1_000 * number as u64 / repetitions as u64);
-        thread::sleep(phase);
-        let bare = bare::measure(place, &warm.image, 1_000 + u64::try_from(phase.as_millis())?, Deletion::Reported)?;
-        thread::sleep(phase);
-        let run = measure(place)?;
-        record(&mut table, &run, &bare)?;
-        last = Some(run);
+        match once(place, &mut table, warm, 1_000 * number as u64 / repetitions as u64) {
+            Ok(run) if timeline => {
+                timeline::print(&run);
+                last = Some(run);
+            }
+            Ok(run) => last = Some(run),
+            Err(error) => table.fail(FIRST, &error),
+        }
     }
     if let Some(last) = last {
         table.note(format!("requests of the last repetition: {}", audit::by_kind(last.own_requests())));
-        if timeline {
-            timeline::print(&last);
-        }
     }
     Ok(table)
+}
+
+/// One repetition. kubelet looks at its containers once a second, and what was before has ended right behind such a look:
+/// `phase_ms` puts each repetition at another distance from it.
+fn once(place: &Place, table: &mut Table, warm: &Measured, phase_ms: u64) -> anyhow::Result<Measured> {
+    let phase = Duration::from_millis(phase_ms);
+    thread::sleep(phase);
+    let bare = bare::measure(place, &warm.image, 1_000 + phase_ms, Deletion::Reported)?;
+    thread::sleep(phase);
+    let run = measure(place)?;
+    record(table, &run, &bare)?;
+    Ok(run)
 }
 
 fn record(table: &mut Table, run: &Measured, bare: &Bare) -> anyhow::Result<()> {
@@ -337,9 +362,15 @@ fn record(table: &mut Table, run: &Measured, bare: &Bare) -> anyhow::Result<()> 
     table.record(ASKING, asked - run.began);
     table.record(PREPARING, made - asked);
     table.record(STARTING, here - made);
-    table.record(JOINING, first - here);
+    let joined = run.first(JOINED)?;
+    let mut servers = pods(&run.seen, "", State::Running).filter(|pod| pod.name.contains("-ps-0-"));
+    let named = servers.next().context("the server was never said to run")?.at;
+    table.record(NAMING, named - here);
+    table.record(JOINING, joined - named);
+    table.record(STEPPING, first - joined);
     table.record(FLOOR_STARTED, bare.started);
-    table.record(ABOVE_STARTED, first - run.began - bare.started);
+    table.record(FLOOR_RUNNING, bare.running);
+    table.record(ABOVE_RUNNING, first - run.began - bare.running);
     table.record(LINE, first_line - run.began);
     table.record(FLOOR_LINE, bare.line);
     table.record(ABOVE_LINE, first_line - run.began - bare.line);
@@ -355,9 +386,10 @@ fn record(table: &mut Table, run: &Measured, bare: &Bare) -> anyhow::Result<()> 
     table.record(FLOOR_DELETED, bare.deleted);
     table.record(ABOVE_GONE, run.exited - last - bare.gone);
     table.record(OWN, run.own_time()?);
-    table.record(CPU, run.cpu_until(run.exited) - run.cpu_until(last));
-    table.record(ALL_CPU, run.cpu_until(run.exited));
+    let all = usage_at(&run.usage, run.exited);
+    table.record(CPU, all.cpu_ms - usage_at(&run.usage, last).cpu_ms);
+    table.record(ALL_CPU, all.cpu_ms);
     table.record(REQUESTS, run.own_requests().count() as f64);
-    table.record(MEMORY, run.peak_mib);
+    table.record(MEMORY, all.peak_mib);
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use crate::audit::Request;
 use crate::place::USER;
+use crate::processes::load;
 use crate::run::Measured;
 
 /// Longest text of a line.
@@ -20,14 +21,23 @@ pub(crate) fn print(run: &Measured) {
             }
         }
     }
-    lines.extend(run.lines.iter().map(|(at, line)| (*at, format!("terminal    {line}"))));
+    for (at, line) in &run.lines {
+        lines.push((*at, format!("terminal    {line}")));
+        // What a replica says with a time happened then.
+        if let Some((head, time)) = line.rsplit_once(' ')
+            && head.contains(" | ")
+            && let Some(time) = time.parse().ok().filter(|time| (run.began..*at).contains(time))
+        {
+            lines.push((time, format!("replica     {head}")));
+        }
+    }
     lines.extend(run.ends.iter().map(|(name, at)| (*at, format!("process     {name} has ended"))));
     lines.extend(
         run.seen.iter().map(|seen| (seen.at, format!("seen        {} {} {:?}", seen.kind, seen.name, seen.state))),
     );
     lines.push((run.exited, "process     the launcher has ended".to_owned()));
     lines.sort_by(|one, other| one.0.total_cmp(&other.0));
-    println!("\nms since the launch");
+    println!("\nms since the launch (load {})", load());
     for (at, text) in lines {
         let text: String = text.chars().take(WIDTH).collect();
         println!("{:>8.1}  {text}", at - run.began);
