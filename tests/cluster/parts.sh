@@ -38,6 +38,9 @@ command_of() {
             --kubelet-client-certificate="$pki/kubelet-client.crt" --kubelet-client-key="$pki/kubelet-client.key"
             --kubelet-preferred-address-types=InternalIP
             --allow-privileged=true
+            # Lists as watches need a newer etcd than Debian 12 has. Said, clients fall back at once; else a watch from version
+            # 0, as kwok has them, is taken for one and ends as soon as it begins.
+            --feature-gates=WatchList=false
             # Else it would wait for watches that nobody ends.
             --shutdown-watch-termination-grace-period=1s
             # Webhooks are called by the endpoints of their service.
@@ -90,7 +93,10 @@ command_of() {
     kwok)
         # It asks for lists as watches, which need a newer etcd than Debian 12 has.
         command=(env KUBE_FEATURE_WatchListClient=false "$bin/kwok" --kubeconfig="$users/kwok" --config="$bin/kwok.yaml" --manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake
-            --node-lease-duration-seconds=40 --server-address=127.0.0.1:10247)
+            --node-lease-duration-seconds=40 --server-address=0.0.0.0:10247
+            # The API server asks it for logs, as it asks kubelet.
+            --node-ip="$node_address" --node-port=10247
+            --tls-cert-file="$pki/kubelet-server.crt" --tls-private-key-file="$pki/kubelet-server.key")
         ;;
     *)
         echo "unknown part: $1 (known: ${all_parts[*]})" >&2
@@ -220,7 +226,10 @@ prepare() {
         complain "$1" "no certificates for $1"
         return 1
     }
-    [[ $1 != kwok ]] || return 0
+    if [[ $1 == kwok ]]; then
+        echo "2026-01-01T00:00:00Z stdout F no program runs in a fake pod" >"$TEST_CLUSTER/fake.log"
+        return
+    fi
     {
         as_admin apply --server-side --force-conflicts -f "$TEST_CLUSTER/bin/$1.yaml" &&
             # Certificates as the operator would mint them itself; it checks them and puts their authority into the webhooks.
