@@ -61,10 +61,6 @@ const PORT: u16 = 7070;
 /// Most bytes of the value that a run trains with: a Secret takes 1 MiB, and each replica's identity takes one kilobyte of it.
 pub(crate) const MAX_VALUE_BYTES: usize = 512 << 10;
 
-/// Time to create all objects over a slow line. A launcher that dies leaves what it has created for so long and
-/// [`KubernetesSettings::ttl`].
-const LAUNCH_DEADLINE: Duration = Duration::from_secs(120);
-
 /// What is the same for all objects of a launch.
 #[derive(Debug, Clone)]
 pub(crate) struct Scene {
