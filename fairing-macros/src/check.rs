@@ -80,7 +80,7 @@ const fn key(name: &'static str, kind: Kind, example: &'static str) -> Key {
 }
 
 /// All but those of [`NOT_OF_A_TYPE`].
-const KEYS: [Key; 41] = [
+const KEYS: [Key; 42] = [
     key("workers", Kind::Count, "workers = 2"),
     key("ps", Kind::Number(Integer::U32), "ps = 1"),
     key("mode", Kind::Text(grammar::mode), "mode = \"async\""),
@@ -107,6 +107,11 @@ const KEYS: [Key; 41] = [
     key("deadline", Kind::Text(|text| grammar::duration(text).and_then(cluster::deadline)), "deadline = \"2h\""),
     key("keep_result", Kind::Text(|text| grammar::duration(text).and_then(cluster::span)), "keep_result = \"10m\""),
     key("ttl", Kind::Text(|text| grammar::duration(text).and_then(cluster::span)), "ttl = \"1m\""),
+    key(
+        "launch_timeout",
+        Kind::Text(|text| grammar::duration(text).and_then(cluster::deadline)),
+        "launch_timeout = \"30s\"",
+    ),
     key(
         "join_timeout",
         Kind::Text(|text| grammar::duration(text).and_then(cluster::deadline)),

@@ -71,6 +71,7 @@ use check::Job;
 /// | `deadline = "2h"` | `"24h"` | how long a run on a cluster may take |
 /// | `keep_result = "10m"` | `"1h"` | how long it keeps its result for a caller |
 /// | `ttl = "1m"` | `"10m"` | how long what is left of an ended run stays in the cluster |
+/// | `launch_timeout = "30s"` | `"2m"` | how long a launch on a cluster may take to create its objects |
 /// | `join_timeout = "5m"` | `"10m"` | how long replicas on a cluster wait for each other at the beginning |
 /// | `schedule_timeout = "2m"` | `"5m"` | how long a pod may be without a node |
 /// | `node_selector = ["disk=ssd"]` | any node | labels of the nodes that may run the pods |

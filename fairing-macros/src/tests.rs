@@ -42,8 +42,8 @@ fn every_argument_reaches_its_field() {
         repository = "localhost:5000/a", base = "debian:12", builder = "docker", link = "static", architectures = ["arm64"],
         files = ["a", "b"], root_certificates = true, registry_ca = "ca.pem", plain_http = ["a:80"], on_disconnect = "stop",
         cache = "layers", worker(cpu = 2, memory = "1Gi", gpu = 1), ps(cpu = "500m", memory = "1GB", gpu = "amd.com/gpu=1"),
-        namespace = "team-a", launcher = "jobset", deadline = "2h", keep_result = "10m", ttl = "0s", join_timeout = "5m",
-        schedule_timeout = "2m", node_selector = ["disk=ssd"], tolerations = ["*"], spread = false, priority_class = "low",
+        namespace = "team-a", launcher = "jobset", deadline = "2h", keep_result = "10m", ttl = "0s", launch_timeout = "30s",
+        join_timeout = "5m", schedule_timeout = "2m", node_selector = ["disk=ssd"], tolerations = ["*"], spread = false, priority_class = "low",
         runtime_class = "gvisor", labels = ["a=b"], annotations = ["c=d"], image_pull_secrets = ["e"],
         volumes = ["pvc:datasets:/data:ro"], service_account = "trainer", tmp_size = "1Gi",
     });
@@ -80,6 +80,7 @@ fn every_argument_reaches_its_field() {
         "deadline : :: core :: option :: Option :: Some (\"2h\")",
         "keep_result : :: core :: option :: Option :: Some (\"10m\")",
         "ttl : :: core :: option :: Option :: Some (\"0s\")",
+        "launch_timeout : :: core :: option :: Option :: Some (\"30s\")",
         "join_timeout : :: core :: option :: Option :: Some (\"5m\")",
         "schedule_timeout : :: core :: option :: Option :: Some (\"2m\")",
         "node_selector : :: core :: option :: Option :: Some (& [\"disk=ssd\"])",
@@ -130,11 +131,11 @@ fn each_mistake_has_its_message() {
         (quote!(wrokers = 2), "unknown argument `wrokers`; did you mean `workers`?"),
         (
             quote!(quota = 2),
-            "unknown argument `quota`; there are `workers`, `ps`, `mode`, `staleness`, `rejoin`, `seed`, `env`, `data`, `target`, `repository`, `image`, `base`, `dockerfile`, `builder`, `link`, `architectures`, `files`, `root_certificates`, `registry_ca`, `plain_http`, `on_disconnect`, `namespace`, `launcher`, `deadline`, `keep_result`, `ttl`, `join_timeout`, `schedule_timeout`, `node_selector`, `tolerations`, `spread`, `priority_class`, `runtime_class`, `labels`, `annotations`, `image_pull_secrets`, `volumes`, `service_account`, `tmp_size`, `runs`, `cache`, `worker`",
+            "unknown argument `quota`; there are `workers`, `ps`, `mode`, `staleness`, `rejoin`, `seed`, `env`, `data`, `target`, `repository`, `image`, `base`, `dockerfile`, `builder`, `link`, `architectures`, `files`, `root_certificates`, `registry_ca`, `plain_http`, `on_disconnect`, `namespace`, `launcher`, `deadline`, `keep_result`, `ttl`, `launch_timeout`, `join_timeout`, `schedule_timeout`, `node_selector`, `tolerations`, `spread`, `priority_class`, `runtime_class`, `labels`, `annotations`, `image_pull_secrets`, `volumes`, `service_account`, `tmp_size`, `runs`, `cache`, `worker`",
         ),
         (
             quote!(crate = 2),
-            "unknown argument `crate`; there are `workers`, `ps`, `mode`, `staleness`, `rejoin`, `seed`, `env`, `data`, `target`, `repository`, `image`, `base`, `dockerfile`, `builder`, `link`, `architectures`, `files`, `root_certificates`, `registry_ca`, `plain_http`, `on_disconnect`, `namespace`, `launcher`, `deadline`, `keep_result`, `ttl`, `join_timeout`, `schedule_timeout`, `node_selector`, `tolerations`, `spread`, `priority_class`, `runtime_class`, `labels`, `annotations`, `image_pull_secrets`, `volumes`, `service_account`, `tmp_size`, `runs`, `cache`, `worker`",
+            "unknown argument `crate`; there are `workers`, `ps`, `mode`, `staleness`, `rejoin`, `seed`, `env`, `data`, `target`, `repository`, `image`, `base`, `dockerfile`, `builder`, `link`, `architectures`, `files`, `root_certificates`, `registry_ca`, `plain_http`, `on_disconnect`, `namespace`, `launcher`, `deadline`, `keep_result`, `ttl`, `launch_timeout`, `join_timeout`, `schedule_timeout`, `node_selector`, `tolerations`, `spread`, `priority_class`, `runtime_class`, `labels`, `annotations`, `image_pull_secrets`, `volumes`, `service_account`, `tmp_size`, `runs`, `cache`, `worker`",
         ),
         (quote!(cpu = 2), "`cpu` belongs to a role, for example `worker(cpu = 2)`"),
         (quote!(gpu = 2), "`gpu` belongs to a role, for example `worker(gpu = 1)`"),

@@ -215,7 +215,8 @@ impl Running {
         self.signal(Signal::KILL);
     }
 
-    fn pid(&self) -> Pid {
+    /// Of the program itself, which is the launcher.
+    pub(crate) fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
 

@@ -7,6 +7,9 @@
 #[path = "../it/support.rs"]
 mod support;
 
+mod launching;
+mod relay;
+
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};

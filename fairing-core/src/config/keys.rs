@@ -29,7 +29,7 @@ pub(super) struct Key {
 }
 
 /// Every key, in the order in which they are explained.
-pub(super) static KEYS: [Key; 51] = [
+pub(super) static KEYS: [Key; 52] = [
     Key {
         name: "workers",
         variable: "FAIRING_WORKERS",
@@ -305,6 +305,15 @@ pub(super) static KEYS: [Key; 51] = [
             Ok(())
         },
         show: |config| humantime::format_duration(config.kubernetes.ttl).to_string(),
+    },
+    Key {
+        name: "launch_timeout",
+        variable: "FAIRING_LAUNCH_TIMEOUT",
+        apply: |config, written, _| {
+            config.kubernetes.launch_timeout = duration(written, cluster::deadline)?;
+            Ok(())
+        },
+        show: |config| humantime::format_duration(config.kubernetes.launch_timeout).to_string(),
     },
     Key {
         name: "join_timeout",

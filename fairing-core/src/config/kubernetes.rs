@@ -21,6 +21,9 @@ const KEEP_RESULT: Duration = Duration::from_secs(3600);
 /// Time to look at the pods of a run that failed.
 const TTL: Duration = Duration::from_secs(600);
 
+/// Time to create all objects over a slow line. A launcher that dies leaves what it has created for so long and [`TTL`].
+const LAUNCH_TIMEOUT: Duration = Duration::from_secs(120);
+
 /// Long enough for an image pull on several cold nodes.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -50,6 +53,9 @@ pub struct KubernetesSettings {
     pub keep_result: Duration,
     /// How long what is left of an ended run stays to be looked at, if no caller deletes it. Whole seconds, default 10 min.
     pub ttl: Duration,
+    /// How long a launch may take to create the objects of the run. What one that broke off has created stays for so long and
+    /// [`ttl`](Self::ttl). Whole seconds, at least one, default 2 min.
+    pub launch_timeout: Duration,
     /// How long the replicas wait for each other at the beginning. Whole seconds, at least one, default 10 min.
     pub join_timeout: Duration,
     /// How long a pod may be without a node. Whole seconds, at least one, default 5 min.
@@ -220,6 +226,7 @@ impl Default for KubernetesSettings {
             deadline: DEADLINE,
             keep_result: KEEP_RESULT,
             ttl: TTL,
+            launch_timeout: LAUNCH_TIMEOUT,
             join_timeout: JOIN_TIMEOUT,
             schedule_timeout: SCHEDULE_TIMEOUT,
             detach: false,

@@ -33,6 +33,7 @@
 //! | `deadline` | `deadline = "2h"` | `FAIRING_DEADLINE` | how long a run on a cluster may take, default `24h` | `deadline = "2h"` |
 //! | `keep_result` | `keep_result = "10m"` | `FAIRING_KEEP_RESULT` | how long a run on a cluster keeps its result for a caller, default `1h` | `keep_result = "10m"` |
 //! | `ttl` | `ttl = "1m"` | `FAIRING_TTL` | how long what is left of an ended run stays in the cluster, default `10m` | `ttl = "1m"` |
+//! | `launch_timeout` | `launch_timeout = "30s"` | `FAIRING_LAUNCH_TIMEOUT` | how long a launch on a cluster may take to create its objects; one that broke off is removed after that, default `2m` | `launch_timeout = "30s"` |
 //! | `join_timeout` | `join_timeout = "5m"` | `FAIRING_JOIN_TIMEOUT` | how long replicas on a cluster wait for each other at the beginning, default `10m` | `join_timeout = "5m"` |
 //! | `schedule_timeout` | `schedule_timeout = "2m"` | `FAIRING_SCHEDULE_TIMEOUT` | how long a pod may be without a node, default `5m` | `schedule_timeout = "2m"` |
 //! | `node_selector` | `node_selector = ["disk=ssd"]` | `FAIRING_NODE_SELECTOR` | labels of the nodes that may run the pods, default any | `node_selector = ["disk=ssd"]` |

@@ -55,6 +55,7 @@ pub struct LaunchOptions {
     pub(super) deadline: Option<Duration>,
     pub(super) keep_result: Option<Duration>,
     pub(super) ttl: Option<Duration>,
+    pub(super) launch_timeout: Option<Duration>,
     pub(super) join_timeout: Option<Duration>,
     pub(super) schedule_timeout: Option<Duration>,
     pub(super) node_selector: Option<Vec<String>>,
@@ -241,6 +242,11 @@ impl LaunchOptions {
     /// How long what is left of an ended run stays in the cluster, if no caller deletes it, in whole seconds.
     pub fn ttl(self, time: Duration) -> Self {
         Self { ttl: Some(time), ..self }
+    }
+
+    /// How long a launch on a cluster may take to create the objects of the run, in whole seconds.
+    pub fn launch_timeout(self, time: Duration) -> Self {
+        Self { launch_timeout: Some(time), ..self }
     }
 
     /// How long the replicas wait for each other at the beginning, in whole seconds.

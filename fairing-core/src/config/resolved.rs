@@ -254,6 +254,7 @@ mod tests {
             deadline                 1day                           default
             keep_result              1h                             default
             ttl                      10m                            default
+            launch_timeout           2m                             default
             join_timeout             10m                            default
             schedule_timeout         5m                             default
             node_selector            -                              default
@@ -316,6 +317,7 @@ mod tests {
                 deadline                 1day                           default
                 keep_result              1h                             default
                 ttl                      10m                            default
+                launch_timeout           2m                             default
                 join_timeout             10m                            default
                 schedule_timeout         5m                             default
                 node_selector            -                              default
@@ -375,6 +377,7 @@ mod tests {
                 deadline                 1day                           default
                 keep_result              1h                             default
                 ttl                      10m                            default
+                launch_timeout           2m                             default
                 join_timeout             10m                            default
                 schedule_timeout         5m                             default
                 node_selector            -                              default
@@ -441,6 +444,7 @@ mod tests {
                 deadline                 1day                           default
                 keep_result              1h                             default
                 ttl                      10m                            default
+                launch_timeout           2m                             default
                 join_timeout             10m                            default
                 schedule_timeout         5m                             default
                 node_selector            -                              default
@@ -492,6 +496,7 @@ mod tests {
             .deadline(Duration::from_secs(7200))
             .keep_result(Duration::from_secs(60))
             .ttl(Duration::ZERO)
+            .launch_timeout(Duration::from_secs(60))
             .join_timeout(Duration::from_secs(61))
             .schedule_timeout(Duration::from_secs(62))
             .node_selector(["disk=ssd"])
@@ -544,6 +549,7 @@ mod tests {
                 deadline                 2h                                         LaunchOptions
                 keep_result              1m                                         LaunchOptions
                 ttl                      0s                                         LaunchOptions
+                launch_timeout           1m                                         LaunchOptions
                 join_timeout             1m 1s                                      LaunchOptions
                 schedule_timeout         1m 2s                                      LaunchOptions
                 node_selector            disk=ssd                                   LaunchOptions
@@ -663,6 +669,8 @@ mod tests {
             "deadline = '500ms'",
             "keep_result = '8785h'",
             "ttl = 600",
+            "launch_timeout = '30'",
+            "launch_timeout = '0s'",
             "join_timeout = '0s'",
             "schedule_timeout = '1500ms'",
             "node_selector = 'disk=ssd'",
@@ -750,6 +758,8 @@ mod tests {
             /project/Fairing.toml:1: `deadline` is "500ms"; expected at least "1s"
             /project/Fairing.toml:1: `keep_result` is "8785h"; expected at most "8784h", a year
             /project/Fairing.toml:1: `ttl` is 600; expected a duration such as "30s" or "2m" (a unit is missing)
+            /project/Fairing.toml:1: `launch_timeout` is "30"; expected a duration such as "30s" or "2m" (a unit is missing)
+            /project/Fairing.toml:1: `launch_timeout` is "0s"; expected at least "1s"
             /project/Fairing.toml:1: `join_timeout` is "0s"; expected at least "1s"
             /project/Fairing.toml:1: `schedule_timeout` is "1500ms"; expected whole seconds
             /project/Fairing.toml:1: `node_selector` is "disk=ssd"; expected a list of labels of nodes, such as ["disk=ssd"]

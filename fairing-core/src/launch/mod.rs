@@ -10,7 +10,9 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
+use std::time::Duration;
 
 use crate::lifeline;
 use crate::observe::events::{Exit, Stream};
@@ -189,8 +191,59 @@ pub enum ReplicaEvent {
     },
 }
 
+/// Says that a launch is not wanted any more. Clones are one.
+#[derive(Debug, Clone, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// From now on it is not.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// Whether it is not.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    #[cfg(feature = "kubernetes")]
+    fn check(&self) -> Result<(), LaunchError> {
+        if self.is_set() { Err(LaunchError::Cancelled) } else { Ok(()) }
+    }
+}
+
+/// What a launch is waited for, how long if it is cancelled, and what becomes of it if it takes longer.
+#[derive(Debug, Clone)]
+pub struct Patience {
+    /// What is waited for, after "waiting for".
+    pub what: String,
+    /// How long after a first interrupt.
+    pub first: Duration,
+    /// How long after a second one.
+    pub second: Duration,
+    /// Who removes what there is of the run when nobody waits any more.
+    pub then: String,
+}
+
+/// How long the start of the replicas may go on after an interrupt: what works is done by then, and a person still waits.
+const LAUNCH_GRACE: Duration = Duration::from_secs(3);
+
 /// Starts the replicas of one run on one kind of target.
 pub trait Launcher: Send {
+    /// Hands over what says that the run is not wanted any more. Who looks at it undoes what has been started by then, and fails
+    /// with [`LaunchError::Cancelled`].
+    fn heed(&mut self, cancel: Cancel) {
+        // What starts its replicas in a moment need not look.
+        drop(cancel);
+    }
+
+    /// How long to wait for the launch, and for that.
+    fn patience(&self, run: &str) -> Patience {
+        // Nothing outlives its launcher, which may end at once.
+        let then = format!("what there is of the run `{run}` is removed as soon as possible");
+        Patience { what: "the replicas to be started".to_owned(), first: LAUNCH_GRACE, second: Duration::ZERO, then }
+    }
+
     /// Where the parameter servers of `run` will listen, in rank order; goes into the plan's placements.
     fn addresses(&self, run: &str, topology: &Topology) -> Vec<Address>;
 
@@ -336,6 +389,9 @@ pub enum LaunchError {
         /// The argument.
         argument: OsString,
     },
+    /// The launch was cancelled, and what it had started is gone.
+    #[error("the launch was cancelled")]
+    Cancelled,
     /// The replicas could not be started, and something of them could not be removed either.
     #[cfg(feature = "docker")]
     #[error("failed to start the replicas, and {}", left.join("; "))]
@@ -361,6 +417,18 @@ pub enum LaunchError {
         /// Why not.
         source: io::Error,
     },
+}
+
+impl LaunchError {
+    /// Whether nobody wanted the replicas to be started any more, and what is left of them then, one thing a line.
+    pub(crate) fn cancelled(&self) -> Option<&[String]> {
+        match self {
+            LaunchError::Cancelled => Some(&[]),
+            #[cfg(feature = "docker")]
+            LaunchError::LeftBehind { left, source } if matches!(**source, LaunchError::Cancelled) => Some(left),
+            _ => None,
+        }
+    }
 }
 
 #[cfg(feature = "docker")]

@@ -40,7 +40,7 @@ use crate::exit::ExitCode;
 use crate::launch::kubernetes::{ClusterError, PreflightError, manifest::MAX_VALUE_BYTES};
 use crate::launch::{LaunchError, LaunchPlan, Launcher, Program};
 use crate::lifeline;
-use crate::observe::events::Exit;
+use crate::observe::events::{Event, Exit};
 use crate::observe::metrics::MetricsError;
 use crate::observe::run_folder::{RunFolder, RunFolderError, run_name};
 use crate::observe::tensorboard::TensorBoardError;
@@ -370,7 +370,7 @@ pub(crate) fn start<T: DistributedTraining>(value: &T, options: &LaunchOptions) 
     };
     if config.kubernetes.detach {
         let (plan, _) = planned(name)?;
-        detach(launcher, &plan, view.as_mut())?;
+        detach(launcher, plan, view.as_mut())?;
         ExitCode::Success.exit();
     }
     let folder = RunFolder::create(&config.runs, &name)?;
@@ -398,10 +398,19 @@ pub(crate) fn start<T: DistributedTraining>(value: &T, options: &LaunchOptions) 
 }
 
 /// Starts the replicas and leaves them to themselves. Says on standard output what the run is called, and nothing else there.
-fn detach(launcher: Box<dyn Launcher>, plan: &LaunchPlan, view: &mut dyn View) -> Result<(), RunError> {
+fn detach(launcher: Box<dyn Launcher>, plan: LaunchPlan, view: &mut dyn View) -> Result<(), RunError> {
+    let interrupts = signals::Interrupts::count();
     // What happens to them, others will hear.
     let (events, _) = sync_channel(1);
-    launcher.launch(plan, events)?.let_go();
+    let (plan, mut launched) = watch::launch(launcher, plan, &events, &interrupts, view)?;
+    if interrupts.so_far() > 0 {
+        for left in launched.end() {
+            view.show(&Event::Warning(left), Instant::now());
+        }
+        view.say("stopped as soon as the replicas were started");
+        return Err(RunError::Killed);
+    }
+    launched.let_go();
     view.say(&format!(
         "`{0}` runs without this process (`fairing_core::attach(\"{0}\")` brings its result home)",
         plan.run

@@ -14,7 +14,7 @@ use super::caller::{self, Heard};
 use super::outcome::Outcome;
 use super::signals::Interrupts;
 use crate::exit::ExitCode;
-use crate::launch::{LaunchPlan, Launched, Launcher, ReplicaEvent};
+use crate::launch::{Cancel, LaunchPlan, Launched, Launcher, ReplicaEvent};
 use crate::observe::events::{Event, Exit, Progress};
 use crate::observe::git::{self, Commit};
 use crate::observe::hashes::{self, HASHES_DEADLINE, Hashes, Hashing};
@@ -42,11 +42,11 @@ const TICK: Duration = Duration::from_millis(50);
 /// the coordinator never met there is nothing to be heard, and the others should not wait for it longer than this.
 const HEARSAY: Duration = HEARTBEAT;
 
+/// How long the start of the replicas may take before it is said that it is waited for.
+const SILENCE: Duration = Duration::from_secs(2);
+
 /// The signal of an end that is forced.
 const SIGKILL: i32 = 9;
-
-/// How long the start of the replicas may go on after an interrupt: what works is done by then, and a person still waits.
-const LAUNCH_GRACE: Duration = Duration::from_secs(3);
 
 /// What the watcher is told.
 pub(super) enum Message {
@@ -108,12 +108,7 @@ impl Watch {
         let hashing = Hashing::start(hashes::program(), self.data_dir);
         let interrupts = Interrupts::count();
         let (replica_events, from_replicas) = sync_channel(QUEUE);
-        let (plan, launched) =
-            launch(self.launcher, self.plan, &replica_events, &interrupts, LAUNCH_GRACE).inspect_err(|error| {
-                if matches!(error, RunError::Killed) {
-                    view.say("stopped before the replicas were started; what there is of them is removed as soon as possible");
-                }
-            })?;
+        let (plan, launched) = launch(self.launcher, self.plan, &replica_events, &interrupts, view.as_mut())?;
         let messages = self.messages.clone();
         std::thread::spawn(move || {
             for event in from_replicas {
@@ -186,37 +181,67 @@ impl Watch {
     }
 }
 
-/// Starts the replicas; [`RunError::Killed`] if that is interrupted and goes on for longer than `grace`, or at a second
-/// interrupt.
+/// Starts the replicas; [`RunError::Killed`] if that is interrupted, once what was started is removed or has been waited for
+/// long enough, which after a second interrupt is shorter.
 ///
 /// In a thread of its own, since an engine may be stuck. Whatever it makes after that is removed: by that thread, or if the
 /// program ends by what ends replicas without a launcher.
-fn launch(
-    launcher: Box<dyn Launcher>,
+pub(super) fn launch(
+    mut launcher: Box<dyn Launcher>,
     plan: LaunchPlan,
     events: &SyncSender<ReplicaEvent>,
     interrupts: &Interrupts,
-    grace: Duration,
+    view: &mut dyn View,
 ) -> Result<(LaunchPlan, Box<dyn Launched>), RunError> {
     let events = events.clone();
+    let cancel = Cancel::default();
+    launcher.heed(cancel.clone());
+    let patience = launcher.patience(&plan.run);
     let (done, starting) = sync_channel(1);
     std::thread::spawn(move || {
         let launched = launcher.launch(&plan, events);
         // With nobody waiting any more, what was started is dropped, which ends it.
         let _ = done.send((plan, launched));
     });
-    let mut interrupted: Option<Instant> = None;
+    let mut silent_until = Some(Instant::now() + SILENCE);
+    let mut seen = 0;
+    let mut give_up: Option<Instant> = None;
     loop {
         match starting.recv_timeout(TICK) {
             // An interrupt is left to the watcher, which ends a run that has not begun to train.
-            Ok((plan, launched)) => return Ok((plan, launched?)),
+            Ok((plan, Ok(launched))) => return Ok((plan, launched)),
+            Ok((_, Err(error))) => {
+                let Some(left) = error.cancelled() else { return Err(error.into()) };
+                for left in left {
+                    view.show(&Event::Warning(left.clone()), Instant::now());
+                }
+                let nothing = if left.is_empty() { "; nothing of them is left" } else { "" };
+                view.say(&format!("stopped before the replicas were started{nothing}"));
+                return Err(RunError::Killed);
+            }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
                 return Err(RunError::Watcher("starting the replicas panicked".to_owned()));
             }
         }
-        let count = interrupts.so_far();
-        if count > 0 && (count > 1 || interrupted.get_or_insert_with(Instant::now).elapsed() >= grace) {
+        let (count, now) = (interrupts.so_far().min(2), Instant::now());
+        if count == 0 && silent_until.take_if(|until| *until <= now).is_some() {
+            view.say(&format!("waiting for {}", patience.what));
+        }
+        if count > seen {
+            cancel.set();
+            let wait = if count > 1 { patience.second } else { patience.first };
+            give_up = Some(give_up.map_or(now + wait, |earlier| earlier.min(now + wait)));
+            if !wait.is_zero() {
+                let time = humantime::format_duration(wait);
+                view.say(&format!(
+                    "interrupted: waiting up to {time} for what was started of the replicas to be removed"
+                ));
+            }
+            seen = count;
+        }
+        if give_up.is_some_and(|give_up| give_up <= now) {
+            view.say(&format!("stopped before the replicas were started; {}", patience.then));
             return Err(RunError::Killed);
         }
     }

@@ -114,6 +114,21 @@ pub enum ClusterError {
         /// The status of its answer, as in HTTP.
         status: u16,
     },
+    /// Something of somebody else's has the name of what was to be created.
+    #[error(
+        "there is a {kind} `{name}` in the namespace `{namespace}` already, which is not of this launch and was left as it is \
+         (launch again: every launch gives its run another name; or remove it: `kubectl --namespace {namespace} delete \
+         {} {name}`)",
+        kind.to_lowercase()
+    )]
+    Taken {
+        /// The kind of the object.
+        kind: String,
+        /// Its name.
+        name: String,
+        /// Where it is.
+        namespace: String,
+    },
     /// No thread could be started for talking to it.
     #[error("cannot start the threads that talk to the cluster")]
     Reactor(#[source] std::io::Error),
@@ -139,6 +154,11 @@ impl ClusterError {
     /// Whether the cluster said that there is no such thing.
     pub(super) fn is_absence(&self) -> bool {
         matches!(self, ClusterError::Refused { status: 404, .. })
+    }
+
+    /// Whether the cluster said that what there is does not allow it.
+    pub(super) fn is_conflict(&self) -> bool {
+        matches!(self, ClusterError::Refused { status: 409, .. })
     }
 }
 

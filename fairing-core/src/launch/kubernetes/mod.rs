@@ -39,7 +39,7 @@ use tokio::sync::watch::{Receiver, channel};
 use tokio::task::JoinHandle;
 
 use super::events::{Ending, Events, LastLines};
-use super::{LaunchError, LaunchPlan, Launched, Launcher, ReplicaEvent, Way};
+use super::{Cancel, LaunchError, LaunchPlan, Launched, Launcher, Patience, ReplicaEvent, Way};
 use crate::observe::events::Exit;
 use crate::topology::{Address, Replica, Role, Topology};
 
@@ -55,16 +55,24 @@ use way::Forward;
 /// Seconds that a pod gets to end when its end is wanted at once.
 const KILL_SECONDS: u32 = 1;
 
+/// How long whoever interrupts a launch waits for its objects to be removed. What gives up waiting before is the removal
+/// itself, if the cluster does not answer.
+const UNDONE: Duration = Duration::from_secs(60);
+
+/// The same after a second interrupt: what there is, the cluster removes by itself.
+const UNDONE_AT_ONCE: Duration = Duration::from_secs(5);
+
 /// Starts replicas as pods of a cluster.
 pub struct KubernetesLauncher {
     cluster: Cluster,
     scene: manifest::Scene,
+    cancel: Cancel,
 }
 
 impl KubernetesLauncher {
     /// A launcher that starts what `scene` describes.
     pub(crate) fn new(cluster: Cluster, scene: manifest::Scene) -> Self {
-        Self { cluster, scene }
+        Self { cluster, scene, cancel: Cancel::default() }
     }
 }
 
@@ -73,20 +81,40 @@ impl Launcher for KubernetesLauncher {
         self.scene.addresses(run, topology)
     }
 
+    fn heed(&mut self, cancel: Cancel) {
+        self.cancel = cancel;
+    }
+
+    fn patience(&self, run: &str) -> Patience {
+        let settings = &self.scene.settings;
+        let time = humantime::format_duration(settings.launch_timeout + settings.ttl);
+        Patience {
+            what: "the cluster to create the objects of the run".to_owned(),
+            first: UNDONE,
+            second: UNDONE_AT_ONCE,
+            then: format!(
+                "the cluster removes what there is of the run `{run}` by itself: within {time}, or when it has ended if it was \
+                 started after all (`fairing_core::delete(\"{run}\")` removes it now)"
+            ),
+        }
+    }
+
     fn launch(
         self: Box<Self>,
         plan: &LaunchPlan,
         events: SyncSender<ReplicaEvent>,
     ) -> Result<Box<dyn Launched>, LaunchError> {
         let objects = manifest::objects(&self.scene, plan);
-        let applied = self.cluster.reactor().wait(async {
-            match apply::apply(&self.cluster, &objects).await {
-                Ok(applied) => Ok(applied),
-                Err(error) => {
-                    let owner = objects.released.named();
-                    let begun = Applied { owner, version: String::new(), run: objects.run.clone() };
-                    Err(LaunchError::from(error).leaving(tidy::remove(&self.cluster, &begun, false).await))
-                }
+        let Self { cluster, cancel, .. } = self.as_ref();
+        let applied = cluster.reactor().wait(async {
+            let held = match apply::create(cluster, &objects, cancel).await {
+                Ok(held) => held,
+                // Something of somebody else's may have one of its names.
+                Err(error) => return Err(error.leaving(apply::undo(cluster, &objects).await)),
+            };
+            match apply::release(cluster, &objects, &held, cancel).await {
+                Ok(()) => Ok(held.applied),
+                Err(error) => Err(error.leaving(tidy::remove(cluster, &held.applied, false).await)),
             }
         })?;
         let topology = plan.placements[0].topology;

@@ -10,7 +10,7 @@ use k8s_openapi::api::batch::v1::{
 
 use super::super::super::LaunchPlan;
 use super::shared::{annotations, metadata, secrets, service};
-use super::{HOPELESS, LAUNCH_DEADLINE, Manifest, Objects, Scene, pod};
+use super::{HOPELESS, Manifest, Objects, Scene, pod};
 use crate::topology::Role;
 
 /// How often one worker is started again, not counting what the cluster took away itself: a machine with a fault is named
@@ -36,7 +36,7 @@ pub(super) fn objects(scene: &Scene, plan: &LaunchPlan) -> Objects {
     let owner = owned_by_itself(scene, plan, owner);
     Objects {
         run: plan.run.clone(),
-        held: vec![Manifest::of(&held(owner.clone()))],
+        held: vec![Manifest::of(&held(scene, owner.clone()))],
         rest,
         released: Manifest::of(&owner),
         anchor: None,
@@ -62,10 +62,10 @@ fn owned_by_itself(scene: &Scene, plan: &LaunchPlan, mut owner: Job) -> Job {
 }
 
 /// A Job that makes no pods and fails after a short while. A suspended one would stay for ever: it never ends.
-pub(super) fn held(mut job: Job) -> Job {
+pub(super) fn held(scene: &Scene, mut job: Job) -> Job {
     if let Some(spec) = &mut job.spec {
         spec.parallelism = Some(0);
-        spec.active_deadline_seconds = Some(LAUNCH_DEADLINE.as_secs() as i64);
+        spec.active_deadline_seconds = Some(seconds(scene.settings.launch_timeout).into());
     }
     job
 }

@@ -139,5 +139,5 @@ pub(super) fn anchor(scene: &Scene, plan: &LaunchPlan) -> Manifest {
         ..JobSpec::default()
     };
     let metadata = metadata(scene, plan, format!("{}-launch", plan.run), None);
-    Manifest::of(&held(Job { metadata, spec: Some(spec), status: None }))
+    Manifest::of(&held(scene, Job { metadata, spec: Some(spec), status: None }))
 }

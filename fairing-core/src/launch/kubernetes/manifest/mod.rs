@@ -29,7 +29,7 @@ use k8s_openapi::api::rbac::v1::PolicyRule;
 use kube::ResourceExt as _;
 use kube::core::{ApiResource, Resource};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::super::LaunchPlan;
 use super::Following;
@@ -52,6 +52,9 @@ pub(crate) const MANAGER_LABEL: (&str, &str) = ("app.kubernetes.io/managed-by", 
 
 /// The annotation of a run's owner with the hash of the value that it trains with.
 pub(crate) const VALUE_ANNOTATION: &str = "fairing.dev/value-sha256";
+/// The annotation of every object that a launch creates, by which it knows them from those of others: nobody else can know
+/// beforehand what it is.
+const LAUNCH_ANNOTATION: &str = "fairing.dev/launch";
 /// The annotation of a run's owner with [`Known`].
 pub(crate) const PLAN_ANNOTATION: &str = "fairing.dev/plan";
 
@@ -60,10 +63,6 @@ const PORT: u16 = 7070;
 
 /// Most bytes of the value that a run trains with: a Secret takes 1 MiB, and each replica's identity takes one kilobyte of it.
 pub(crate) const MAX_VALUE_BYTES: usize = 512 << 10;
-
-/// Time to create all objects over a slow line. A launcher that dies leaves what it has created for so long and
-/// [`KubernetesSettings::ttl`].
-const LAUNCH_DEADLINE: Duration = Duration::from_secs(120);
 
 /// What is the same for all objects of a launch.
 #[derive(Debug, Clone)]
@@ -158,6 +157,26 @@ pub(crate) struct Objects {
     pub(crate) released: Manifest,
     /// What only held the owner and is not needed any more.
     pub(crate) anchor: Option<Manifest>,
+}
+
+impl Objects {
+    /// What has to be changed of the held owner so that it becomes the released one, as a merge patch. No more than that: what
+    /// the cluster's policies have added to the rest stays.
+    pub(crate) fn release(&self) -> Value {
+        let held = self.held.last().expect("every rendering has an owner");
+        let mut change = difference(&held.object, &self.released.object);
+        if self.anchor.is_some() {
+            change["metadata"] = json!({ "ownerReferences": null });
+        }
+        change
+    }
+}
+
+/// The merge patch that makes `to` of `from`, which has every field of `to` and no others.
+fn difference(from: &Value, to: &Value) -> Value {
+    let (Value::Object(from), Value::Object(to)) = (from, to) else { return to.clone() };
+    let changed = to.iter().filter(|(key, value)| from.get(*key) != Some(*value));
+    changed.map(|(key, value)| (key.clone(), difference(from.get(key).unwrap_or(&Value::Null), value))).collect()
 }
 
 impl Format {
@@ -268,6 +287,12 @@ impl Manifest {
 
     pub(crate) fn named(&self) -> Named {
         Named { resource: self.resource.clone(), name: self.name.clone() }
+    }
+
+    /// Whether an object with these annotations was made by the launch that this is of.
+    pub(crate) fn is_of_the_same_launch(&self, annotations: Option<&BTreeMap<String, String>>) -> bool {
+        let own = self.object["metadata"]["annotations"][LAUNCH_ANNOTATION].as_str();
+        own.is_some() && own == annotations.and_then(|found| found.get(LAUNCH_ANNOTATION)).map(String::as_str)
     }
 
     /// The object with a reference to its owner.

@@ -5,8 +5,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{Format, Scene, yaml};
 
-/// Server-side apply is a `patch` that may `create`. What was applied is looked at and deleted again.
-const APPLIED: [&str; 4] = ["create", "delete", "get", "patch"];
+/// What was created is looked at and deleted again.
+const CREATED: [&str; 3] = ["create", "delete", "get"];
 
 pub(super) fn rules(format: Format) -> Vec<PolicyRule> {
     let rule = |group: &str, resources: &[&str], verbs: &[&str]| {
@@ -18,12 +18,13 @@ pub(super) fn rules(format: Format) -> Vec<PolicyRule> {
             ..PolicyRule::default()
         }
     };
-    // Runs are found by listing their owners, and followed by watching.
-    let owned = [&APPLIED[..], &["list", "watch"]].concat();
-    let applied: &[&str] = if format == Format::Jobs { &["secrets", "services"] } else { &["secrets"] };
+    // Runs are found by listing their owners, followed by watching, and released by a patch.
+    let listed = [&CREATED[..], &["list", "watch"]].concat();
+    let owned = [&CREATED[..], &["list", "patch", "watch"]].concat();
+    let created: &[&str] = if format == Format::Jobs { &["secrets", "services"] } else { &["secrets"] };
     let mut rules = vec![
-        rule("batch", &["jobs"], &owned),
-        rule("", applied, &APPLIED),
+        rule("batch", &["jobs"], if format == Format::Jobs { &owned } else { &listed }),
+        rule("", created, &CREATED),
         // One request ends all pods of a run; a pod is tried, and not created, before anything is built.
         rule("", &["pods"], &["create", "delete", "deletecollection", "get", "list", "watch"]),
         rule("", &["resourcequotas"], &["list"]),

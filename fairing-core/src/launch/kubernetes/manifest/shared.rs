@@ -10,7 +10,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::super::super::LaunchPlan;
 use super::{
-    JOB_LABEL, MANAGER_LABEL, Manifest, PLAN_ANNOTATION, PORT, ROLE_LABEL, RUN_LABEL, Scene, VALUE_ANNOTATION,
+    JOB_LABEL, LAUNCH_ANNOTATION, MANAGER_LABEL, Manifest, PLAN_ANNOTATION, PORT, ROLE_LABEL, RUN_LABEL, Scene,
+    VALUE_ANNOTATION,
 };
 use crate::topology::Role;
 
@@ -20,9 +21,16 @@ pub(super) const VALUE_KEY: &str = "value";
 /// Longest value of a label.
 const LABEL_LENGTH: usize = 63;
 
-/// Name and labels of an object of the run; of one role if there is one.
+/// What is said of every object of the run; of one role if there is one.
 pub(super) fn metadata(scene: &Scene, plan: &LaunchPlan, name: String, role: Option<Role>) -> ObjectMeta {
-    ObjectMeta { name: Some(name), labels: Some(labels(scene, plan, role)), ..ObjectMeta::default() }
+    let (name, labels) = (Some(name), Some(labels(scene, plan, role)));
+    ObjectMeta { name, labels, annotations: launch(plan).map(|launch| launch.into()), ..ObjectMeta::default() }
+}
+
+/// An annotation that only this launch can give: a hash of the caller's identity, which it has made and nobody else has. None
+/// in a dry run, which creates nothing.
+fn launch(plan: &LaunchPlan) -> Option<[(String, String); 1]> {
+    (!plan.caller.is_empty()).then(|| [(LAUNCH_ANNOTATION.to_owned(), hash(&plan.caller))])
 }
 
 /// Fairing's own labels win: the run is found by them.
@@ -62,12 +70,17 @@ pub(super) fn annotations(scene: &Scene, plan: &LaunchPlan) -> BTreeMap<String, 
     ];
     let perhaps = [("fairing.dev/commit", &provenance.commit), ("fairing.dev/user", &provenance.user)];
     let perhaps = perhaps.into_iter().filter_map(|(key, value)| Some((key, value.clone()?)));
-    always.into_iter().chain(perhaps).map(|(key, value)| (key.to_owned(), value)).collect()
+    let known = always.into_iter().chain(perhaps).map(|(key, value)| (key.to_owned(), value));
+    known.chain(launch(plan).into_iter().flatten()).collect()
 }
 
 /// By which a run that trains the same value is found.
 pub(crate) fn value_hash(value: &[u8]) -> String {
-    Sha256::digest(value).iter().map(|byte| format!("{byte:02x}")).collect()
+    hash(value)
+}
+
+fn hash(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What the replicas get, and in a Secret of its own, since only people may read it, what a caller proves with who it is.

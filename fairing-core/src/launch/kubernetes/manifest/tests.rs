@@ -158,14 +158,14 @@ fn the_role_has_what_a_launch_takes() {
 
 #[test]
 fn a_held_owner_makes_no_pods_and_ends_soon() {
-    let scene = scene(Format::Jobs, LaunchOptions::new());
+    let scene = scene(Format::Jobs, LaunchOptions::new().launch_timeout(Duration::from_secs(7)));
     for (workers, ps) in [(2, 1), (2, 0)] {
         let objects = objects(&scene, &usual(&scene, workers, ps));
         let [held] = &objects.held[..] else { panic!("one owner") };
         assert_eq!((held.name.as_str(), &held.resource), (objects.released.name.as_str(), &objects.released.resource));
         let mut as_released = held.object.clone();
         assert_eq!(as_released["spec"]["parallelism"], 0);
-        assert_eq!(as_released["spec"]["activeDeadlineSeconds"], LAUNCH_DEADLINE.as_secs());
+        assert_eq!(as_released["spec"]["activeDeadlineSeconds"], 7);
         as_released["spec"]["parallelism"] = json!(if ps > 0 { ps } else { workers });
         as_released["spec"]["activeDeadlineSeconds"] = json!(25 * 3600);
         assert_eq!(as_released, objects.released.object, "only what can be changed is");
