@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
+use std::time::Duration;
 
 use crate::lifeline;
 use crate::observe::events::{Exit, Stream};
@@ -174,6 +175,11 @@ pub enum ReplicaEvent {
         replica: Replica,
         /// Why, in the target's words.
         reason: String,
+    },
+    /// The run has taken longer than it may, and the target ends all of it.
+    OutOfTime {
+        /// What it may take.
+        deadline: Duration,
     },
     /// Something about the run that the user should know, in one sentence.
     Note {

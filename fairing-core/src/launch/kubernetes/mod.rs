@@ -99,6 +99,8 @@ pub(crate) struct Following {
     pub(crate) restarts: bool,
     /// How long a replica may take to start.
     pub(crate) schedule_timeout: Duration,
+    /// How long the run may take.
+    pub(crate) deadline: Duration,
     /// Bytes of memory of a worker and of a server.
     pub(crate) memory: [u64; 2],
     /// The port of the coordinator.
@@ -140,6 +142,7 @@ impl KubernetesRun {
         let observed = watch::Observed {
             cluster: cluster.clone(),
             run: applied.run.clone(),
+            owner: applied.owner.clone(),
             topology,
             events_since: applied.version.clone(),
             events: Events::new(events, ending.clone()),

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, stream};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ContainerStatus, Event as ClusterEvent, Pod};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{ListParams, WatchEvent, WatchParams};
+use kube::api::{DynamicObject, ListParams, WatchEvent, WatchParams};
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, ResourceExt as _};
@@ -22,10 +22,11 @@ use tokio::task::JoinHandle;
 
 use super::super::ReplicaEvent;
 use super::super::events::{Events, LastLines, UNSEEN, exit};
-use super::Following;
+use super::apply::{Named, api};
 use super::client::Cluster;
-use super::logs;
 use super::manifest::{ROLE_LABEL, RUN_LABEL, fails_the_job, rank_of};
+use super::runs::{self, ClusterRunState};
+use super::{Following, logs};
 use crate::observe::events::{Exit, Stream};
 use crate::topology::{Replica, Role, Topology};
 
@@ -47,6 +48,9 @@ const VERDICT: Duration = Duration::from_secs(2);
 /// A watch of events that was silent for so long is opened again.
 const MOST_SILENT: Duration = Duration::from_secs(300);
 
+/// What of a Job or TFJob that failed says that its deadline has passed: the same words of two controllers.
+const OUT_OF_TIME: &str = "longer than specified deadline";
+
 /// Notices that may wait for the task; those who bring more wait themselves.
 const QUEUE: usize = 256;
 
@@ -54,6 +58,8 @@ const QUEUE: usize = 256;
 pub(super) struct Observed {
     pub(super) cluster: Cluster,
     pub(super) run: String,
+    /// What owns everything else of the run.
+    pub(super) owner: Named,
     pub(super) topology: Topology,
     /// Where new events begin.
     pub(super) events_since: String,
@@ -129,6 +135,7 @@ pub(super) async fn observe(observed: Observed) {
     let jobs: Api<Job> = observed.cluster.api();
     let mut pods = pin!(watcher(pods, config()).default_backoff());
     let mut jobs = pin!(watcher(jobs, config()).default_backoff());
+    let mut tf_jobs = pin!(tf_jobs(&observed, config()));
     let (notices, mut noticed) = mpsc::channel(QUEUE);
     let telling = tokio::spawn(tell_events(
         observed.cluster.clone(),
@@ -156,6 +163,11 @@ pub(super) async fn observe(observed: Observed) {
             },
             Some(event) = jobs.next() => match event {
                 Ok(Event::Apply(job) | Event::InitApply(job)) => state.job(&job).await,
+                Ok(_) => {}
+                Err(error) => state.is_away(&error).await,
+            },
+            Some(event) = tf_jobs.next() => match event {
+                Ok(Event::Apply(tf_job) | Event::InitApply(tf_job)) => state.tf_job(&tf_job).await,
                 Ok(_) => {}
                 Err(error) => state.is_away(&error).await,
             },
@@ -274,6 +286,13 @@ impl State {
         let seen = seat.pod.as_mut().expect("set above");
         let state = container.and_then(|container| container.state.as_ref());
         let terminated = state.and_then(|state| state.terminated.as_ref());
+        let start_error = terminated.filter(|terminated| terminated.reason.as_deref() == Some("StartError"));
+        let start_error =
+            start_error.and_then(|terminated| Some(format!("StartError: {}", terminated.message.as_ref()?)));
+        if let Some(start_error) = start_error.filter(|error| seen.ended.is_none() && cannot_heal(error)) {
+            seat.hindrance = Some(start_error);
+            return;
+        }
         if let Some(terminated) = terminated.filter(|_| seen.ended.is_none()) {
             seen.out_of_memory = terminated.reason.as_deref() == Some("OOMKilled");
             let end = match terminated.exit_code {
@@ -336,8 +355,27 @@ impl State {
             && !self.failed.contains_key(&role)
         {
             let text = format!("the cluster ends the Job of the {role}s: {reason}");
-            self.failed.insert(role, reason);
-            self.observed.events.send_async(ReplicaEvent::Note { text }).await;
+            self.failed.insert(role, reason.clone());
+            self.ends(text, &reason).await;
+        }
+    }
+
+    /// A TFJob ends all replicas or none.
+    async fn tf_job(&mut self, tf_job: &DynamicObject) {
+        if let ClusterRunState::Failed { reason } = runs::state(tf_job)
+            && self.failed.is_empty()
+        {
+            self.failed.extend([Role::Worker, Role::Ps].map(|role| (role, reason.clone())));
+            self.ends(format!("the cluster ends the TFJob: {reason}"), &reason).await;
+        }
+    }
+
+    /// Something of the run has failed, as `text` says.
+    async fn ends(&self, text: String, reason: &str) {
+        let events = &self.observed.events;
+        events.send_async(ReplicaEvent::Note { text }).await;
+        if reason.contains(OUT_OF_TIME) {
+            events.send_async(ReplicaEvent::OutOfTime { deadline: self.observed.following.deadline }).await;
         }
     }
 
@@ -534,6 +572,17 @@ fn follow(observed: &Observed, notices: &mpsc::Sender<Notice>, replica: Replica,
     Log { task, container_ended, done: false }
 }
 
+/// The TFJob of a run, whose operator makes no Jobs; of other owners nothing.
+fn tf_jobs(
+    observed: &Observed,
+    config: watcher::Config,
+) -> impl stream::Stream<Item = watcher::Result<Event<DynamicObject>>> + use<> {
+    match observed.owner.resource.kind.as_str() {
+        "TFJob" => watcher(api(&observed.cluster, &observed.owner.resource), config).default_backoff().left_stream(),
+        _ => stream::pending().right_stream(),
+    }
+}
+
 /// Which replica a pod is.
 fn replica_of(pod: &Pod) -> Option<Replica> {
     let role = role_of(pod.labels().get(ROLE_LABEL)?)?;
@@ -584,6 +633,10 @@ fn cannot_heal(hindrance: &str) -> bool {
         | "ImageInspectError"
         | "ErrImageNeverPull"
         | "RunContainerError" => true,
+        // Others may be the node's, and another one may do better.
+        "StartError" => ["no such file or directory", "executable file not found", "permission denied"]
+            .into_iter()
+            .any(|words| hindrance.contains(words)),
         "ErrImagePull" | "ImagePullBackOff" => {
             let words = hindrance.to_lowercase();
             // A registry that is only away answers nothing of the kind.

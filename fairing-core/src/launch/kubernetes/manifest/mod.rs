@@ -246,6 +246,7 @@ impl Known {
         Following {
             restarts: self.rejoin_ms > 0,
             schedule_timeout: Duration::from_secs(self.schedule_timeout_s),
+            deadline: Duration::from_secs(self.deadline_s),
             memory: self.memory,
             port: PORT,
         }
