@@ -7,6 +7,12 @@
 #[path = "../it/support.rs"]
 mod support;
 
+mod formats;
+mod inside;
+mod refusals;
+mod runs;
+mod tf_config;
+
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
