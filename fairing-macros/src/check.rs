@@ -165,10 +165,14 @@ const RESOURCES: [Key; 3] = [
 ];
 
 /// What belongs to a launch or to a machine and not to a type, with its reason.
-const NOT_OF_A_TYPE: [(&str, &str); 4] = [
+const NOT_OF_A_TYPE: [(&str, &str); 5] = [
     ("dry_run", "is about one launch: set the variable `FAIRING_DRY_RUN=1`, or `LaunchOptions::dry_run`"),
     ("detach", "is about one launch: set the variable `FAIRING_DETACH=1`, or `LaunchOptions::detach`"),
     ("another", "is about one launch: set the variable `FAIRING_ANOTHER=1`, or `LaunchOptions::another`"),
+    (
+        "check_nodes",
+        "is about one cluster: set the variable `FAIRING_CHECK_NODES=false`, or `LaunchOptions::check_nodes`",
+    ),
     ("context", "is about one machine's kubeconfig: set the variable `FAIRING_CONTEXT`, or `LaunchOptions::context`"),
 ];
 

@@ -7,8 +7,13 @@
 #[path = "../it/support.rs"]
 mod support;
 
+mod formats;
+mod inside;
 mod launching;
+mod refusals;
 mod relay;
+mod runs;
+mod tf_config;
 
 use std::fs;
 use std::io::Write as _;

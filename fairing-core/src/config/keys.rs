@@ -29,7 +29,7 @@ pub(super) struct Key {
 }
 
 /// Every key, in the order in which they are explained.
-pub(super) static KEYS: [Key; 52] = [
+pub(super) static KEYS: [Key; 53] = [
     Key {
         name: "workers",
         variable: "FAIRING_WORKERS",
@@ -471,6 +471,15 @@ pub(super) static KEYS: [Key; 52] = [
             Ok(())
         },
         show: |config| config.kubernetes.another.to_string(),
+    },
+    Key {
+        name: "check_nodes",
+        variable: "FAIRING_CHECK_NODES",
+        apply: |config, written, _| {
+            config.kubernetes.check_nodes = boolean(written)?;
+            Ok(())
+        },
+        show: |config| config.kubernetes.check_nodes.to_string(),
     },
     Key {
         name: "dry_run",

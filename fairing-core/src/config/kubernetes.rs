@@ -64,6 +64,9 @@ pub struct KubernetesSettings {
     pub detach: bool,
     /// Whether another run is started although one trains the same type with the same value, default no.
     pub another: bool,
+    /// Whether a launch is refused if no node that there is now could hold a pod, default yes. No where nodes are made when they
+    /// are needed.
+    pub check_nodes: bool,
     /// Labels of the nodes that may run the pods, default none: any node.
     pub node_selector: BTreeMap<String, String>,
     /// Taints of nodes that the pods bear, default none.
@@ -231,6 +234,7 @@ impl Default for KubernetesSettings {
             schedule_timeout: SCHEDULE_TIMEOUT,
             detach: false,
             another: false,
+            check_nodes: true,
             node_selector: BTreeMap::new(),
             tolerations: Vec::new(),
             spread: true,

@@ -51,6 +51,7 @@
 //! | `cache` | `cache = "layers"` | `FAIRING_CACHE` | folder in which compressed layers are kept, default `fairing/cache` in the user's folder of caches | `cache = "layers"` |
 //! | `detach` | - | `FAIRING_DETACH` | whether a launch on a cluster ends once the replicas are started, default no | `detach = false` |
 //! | `another` | - | `FAIRING_ANOTHER` | whether a launch on a cluster starts another run although one trains the same type with the same value, default no | `another = false` |
+//! | `check_nodes` | - | `FAIRING_CHECK_NODES` | whether a launch on a cluster is refused if no node that there is now could hold a pod, default yes | `check_nodes = true` |
 //! | `dry_run` | - | `FAIRING_DRY_RUN` | whether a launch only says what it would do, default no | `dry_run = true` |
 //! | `resources.worker.cpu` | `worker(cpu = 2)` | `FAIRING_WORKER_CPU` | cores of a worker | `resources.worker.cpu = 2` |
 //! | `resources.worker.memory` | `worker(memory = "1Gi")` | `FAIRING_WORKER_MEMORY` | memory of a worker | `resources.worker.memory = "1Gi"` |

@@ -73,6 +73,7 @@ pub struct LaunchOptions {
     pub(super) cache: Option<PathBuf>,
     pub(super) detach: Option<bool>,
     pub(super) another: Option<bool>,
+    pub(super) check_nodes: Option<bool>,
     pub(super) dry_run: Option<bool>,
     pub(super) worker: Resources,
     pub(super) ps_resources: Resources,
@@ -358,6 +359,11 @@ impl LaunchOptions {
     /// Whether a launch on a cluster starts another run although one trains the same type with the same value there.
     pub fn another(self, is_another: bool) -> Self {
         Self { another: Some(is_another), ..self }
+    }
+
+    /// Whether a launch on a cluster is refused if no node that there is now could hold a pod.
+    pub fn check_nodes(self, is_checked: bool) -> Self {
+        Self { check_nodes: Some(is_checked), ..self }
     }
 
     /// Whether the launch only says what it would do.

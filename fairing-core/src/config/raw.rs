@@ -154,6 +154,7 @@ impl RawConfig {
                 // Whether a launch is a rehearsal, or is waited for, is nothing that stands in a program.
                 ("detach", None),
                 ("another", None),
+                ("check_nodes", None),
                 ("dry_run", None),
                 ("resources.worker.cpu", attribute.worker_cpu.map(cpu)),
                 ("resources.worker.memory", attribute.worker_memory.map(text)),
@@ -291,6 +292,7 @@ impl RawConfig {
                 ("cache", path(&options.cache)),
                 ("detach", options.detach.map(Written::Boolean)),
                 ("another", options.another.map(Written::Boolean)),
+                ("check_nodes", options.check_nodes.map(Written::Boolean)),
                 ("dry_run", options.dry_run.map(Written::Boolean)),
                 ("resources.worker.cpu", options.worker.cpu.map(|cpu| text(&cpu))),
                 ("resources.worker.memory", options.worker.memory.map(|memory| text(&memory))),

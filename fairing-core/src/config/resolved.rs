@@ -272,6 +272,7 @@ mod tests {
             cache                    /home/me/.cache/fairing/cache  default
             detach                   false                          default
             another                  false                          default
+            check_nodes              true                           default
             dry_run                  false                          default
             resources.worker.cpu     -                              default
             resources.worker.memory  -                              default
@@ -335,6 +336,7 @@ mod tests {
                 cache                    /home/me/.cache/fairing/cache  default
                 detach                   false                          default
                 another                  false                          default
+                check_nodes              true                           default
                 dry_run                  false                          default
                 resources.worker.cpu     2                              attribute
                 resources.worker.memory  -                              default
@@ -395,6 +397,7 @@ mod tests {
                 cache                    /home/me/.cache/fairing/cache  default
                 detach                   false                          default
                 another                  false                          default
+                check_nodes              true                           default
                 dry_run                  false                          default
                 resources.worker.cpu     500m                           /project/Fairing.toml:4
                 resources.worker.memory  -                              default
@@ -462,6 +465,7 @@ mod tests {
                 cache                    /home/me/.cache/fairing/cache  default
                 detach                   false                          default
                 another                  false                          default
+                check_nodes              true                           default
                 dry_run                  false                          default
                 resources.worker.cpu     500m                           /project/Fairing.toml:4
                 resources.worker.memory  2Gi                            FAIRING_WORKER_MEMORY
@@ -514,6 +518,7 @@ mod tests {
             .cache("layers")
             .detach(false)
             .another(true)
+            .check_nodes(false)
             .dry_run(true)
             .worker_resources(Resources { cpu: Some("3".parse().unwrap()), memory: None, gpu: None })
             .ps_resources(Resources { cpu: None, memory: Some("4Gi".parse().unwrap()), gpu: None });
@@ -567,6 +572,7 @@ mod tests {
                 cache                    /here/layers                               LaunchOptions
                 detach                   false                                      LaunchOptions
                 another                  true                                       LaunchOptions
+                check_nodes              false                                      LaunchOptions
                 dry_run                  true                                       LaunchOptions
                 resources.worker.cpu     3                                          LaunchOptions
                 resources.worker.memory  2Gi                                        FAIRING_WORKER_MEMORY

@@ -184,6 +184,11 @@ pub enum ReplicaEvent {
         /// Why, and the remedy.
         reason: String,
     },
+    /// The run has taken longer than it may, and the target ends all of it.
+    OutOfTime {
+        /// What it may take.
+        deadline: Duration,
+    },
     /// Something about the run that the user should know, in one sentence.
     Note {
         /// The sentence.

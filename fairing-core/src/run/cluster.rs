@@ -97,9 +97,14 @@ pub fn delete(run: &str) -> Result<(), RunError> {
 ///
 /// # Errors
 ///
-/// [`RunError::Cluster`].
+/// [`RunError::NoSuchRun`] if there is none of this name, [`RunError::Cluster`].
 pub fn logs(run: &str, replica: Replica) -> Result<Option<String>, RunError> {
-    Ok(cluster()?.0.logs(run, replica)?)
+    let (cluster, _) = cluster()?;
+    let log = cluster.logs(run, replica)?;
+    if log.is_none() && cluster.owner(run)?.is_none() {
+        return Err(no_such_run(&cluster, run)?);
+    }
+    Ok(log)
 }
 
 /// Removes what is left of the runs of the namespace that have ended, and says of each what became of it.

@@ -27,7 +27,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -174,6 +174,15 @@ pub enum RunError {
         last_lines: Vec<String>,
         /// The folder of the replicas' logs.
         logs: PathBuf,
+    },
+    /// The run took longer than it may, and the cluster ended it.
+    #[error(
+        "the run took longer than its `deadline` of {}, and the cluster ended it (set `deadline` or FAIRING_DEADLINE to more)",
+        humantime::format_duration(*deadline)
+    )]
+    OutOfTime {
+        /// What it may take.
+        deadline: Duration,
     },
     /// The run came to its end without some of its workers: not a success, but what the others trained is there.
     #[error("the run is incomplete: {lost} (the model of the others is {})", outcome.model().display())]

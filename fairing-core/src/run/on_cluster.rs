@@ -7,7 +7,7 @@ use super::{RunError, Subject};
 use crate::config::{Config, Env as _, ProcessEnv};
 use crate::launch::LaunchPlan;
 use crate::launch::kubernetes::manifest::{self, MAX_VALUE_BYTES, Provenance, Scene};
-use crate::launch::kubernetes::{Cluster, ClusterRun, ClusterRunState};
+use crate::launch::kubernetes::{Cluster, ClusterRun, ClusterRunState, PreflightError};
 use crate::observe::git;
 use crate::observe::terminal::View;
 
@@ -43,18 +43,24 @@ pub(super) fn cluster(
     view: &mut dyn View,
 ) -> Result<Cluster, RunError> {
     let settings = &config.kubernetes;
-    let cluster = Cluster::find(settings.context.as_deref(), settings.namespace.as_deref())?;
-    scene.settle(|| cluster.serves_jobsets())?;
-    let (checked, pushable) = std::thread::scope(|scope| {
+    let (found, pushable) = std::thread::scope(|scope| {
         let pushing = scope.spawn(|| Shipment::check_push(config));
-        let checked = scene.preflight(&plan(scene)).check(&cluster);
-        (checked, pushing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        let found = Cluster::find(settings.context.as_deref(), settings.namespace.as_deref()).and_then(|cluster| {
+            scene.settle(|| cluster.serves_jobsets())?;
+            let checked = scene.preflight(&plan(scene)).check(&cluster);
+            Ok((cluster, checked))
+        });
+        (found, pushing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });
-    let notes = match (checked, pushable) {
-        (Ok(notes), Ok(())) => notes,
-        (Ok(_), Err(error)) => return Err(error.into()),
+    let (cluster, notes) = match (found, pushable) {
+        (Ok((cluster, Ok(notes))), Ok(())) => (cluster, notes),
+        (Ok((_, Ok(_))), Err(error)) => return Err(error.into()),
+        (Ok((_, Err(error))), Ok(())) => return Err(error.into()),
+        (Ok((_, Err(error))), Err(pushing)) => return Err(error.and(super::watch::chain(&pushing)).into()),
         (Err(error), Ok(())) => return Err(error.into()),
-        (Err(error), Err(pushing)) => return Err(error.and(super::watch::chain(&pushing)).into()),
+        (Err(error), Err(pushing)) => {
+            return Err(PreflightError::without_cluster(&error).and(super::watch::chain(&pushing)).into());
+        }
     };
     for note in notes {
         view.say(&format!("not checked: {note}"));

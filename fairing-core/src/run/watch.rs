@@ -26,7 +26,7 @@ use crate::observe::tensorboard::TensorBoard;
 use crate::observe::terminal::View;
 use crate::protocol::connection::Connection;
 use crate::protocol::deadline::{GRACE, HEARTBEAT, WORST_LOSS, WORST_WAIT};
-use crate::protocol::failure::{Failure, FailureKind};
+use crate::protocol::failure::{Failure, FailureKind, TOLD_TO_END};
 use crate::protocol::message::{FromCoordinator, Numbered, ToCoordinator, WorkerEnd};
 use crate::secure::Identity;
 use crate::topology::{Placement, Rank, Replica, Role, Topology};
@@ -47,6 +47,9 @@ const SILENCE: Duration = Duration::from_secs(2);
 
 /// The signal of an end that is forced.
 const SIGKILL: i32 = 9;
+
+/// The signal by which a process is told to end.
+const SIGTERM: i32 = 15;
 
 /// What the watcher is told.
 pub(super) enum Message {
@@ -169,6 +172,7 @@ impl Watch {
             workers: Vec::new(),
             verdict: None,
             failure: None,
+            out_of_time: None,
             complete: None,
             model: None,
             trouble: None,
@@ -311,6 +315,8 @@ struct Watcher {
     /// When what is known of an ended replica decides how long the others may go on.
     verdict: Option<Instant>,
     failure: Option<Failure>,
+    /// How long it might have taken, if the target has ended it for that.
+    out_of_time: Option<Duration>,
     /// Whether the completed run was stopped.
     complete: Option<bool>,
     model: Option<Vec<u8>>,
@@ -367,6 +373,7 @@ impl Watcher {
             Message::Replica(ReplicaEvent::Replaced { replica, exit }) => self.replaced(replica, exit),
             Message::Replica(ReplicaEvent::Doomed { replica, reason }) => self.doomed(replica, reason),
             Message::Replica(ReplicaEvent::Condemned { replica, reason }) => self.condemned(replica, reason),
+            Message::Replica(ReplicaEvent::OutOfTime { deadline }) => self.out_of_time(deadline),
             Message::Replica(ReplicaEvent::Note { text }) => self.view.say(&text),
             Message::Coordinator(Heard::Attached(connection)) => {
                 self.coordinator = Some(connection);
@@ -476,6 +483,14 @@ impl Watcher {
             self.failure = Some(Failure { replica, kind: FailureKind::Condemned, message: reason, round: None });
         }
         self.end_by(Instant::now() + GRACE);
+    }
+
+    /// The target ends the run, whatever its replicas are doing.
+    fn out_of_time(&mut self, deadline: Duration) {
+        if self.complete.is_none() && !self.killed {
+            self.out_of_time.get_or_insert(deadline);
+            self.end_by(Instant::now());
+        }
     }
 
     /// Whether the run may go on although this replica has ended: the coordinator decides.
@@ -704,10 +719,25 @@ impl Watcher {
         matches!(exit, Exit::Signal(_)) && self.ended_here.contains(&replica)
     }
 
+    /// Whose end was the cause, if the replica that is said to have failed was only told to end: some operators end everybody at
+    /// once for a worker that they do not start again, also a coordinator that still waits for it.
+    fn behind(&self, failure: &Failure) -> Option<Failure> {
+        let was_told = failure.kind == FailureKind::Lost && failure.message == TOLD_TO_END;
+        let is_own_end = |replica: &&Replica| match self.exits.get(*replica) {
+            // Of a code below 0 nobody saw the end.
+            None | Some(Exit::Signal(SIGTERM) | Exit::Code(..0)) => false,
+            Some(exit @ Exit::Signal(_)) => !self.is_ours(**replica, *exit),
+            Some(Exit::Code(code)) => ExitCode::from_code(*code)
+                .is_none_or(|code| !code.is_echo() && !matches!(code, ExitCode::Success | ExitCode::Terminated)),
+        };
+        let replica = self.order_of_exit.iter().filter(|_| was_told).find(is_own_end).copied()?;
+        Some(Failure { replica, kind: FailureKind::Lost, message: String::new(), round: failure.round })
+    }
+
     /// The cause of a run that did not complete.
     fn cause(&self) -> Failure {
         if let Some(failure) = &self.failure {
-            return failure.clone();
+            return self.behind(failure).unwrap_or_else(|| failure.clone());
         }
         let is_cause = |replica: &&Replica| match self.exits[*replica] {
             Exit::Code(code) => ExitCode::from_code(code).is_none_or(|code| !code.is_echo()),
@@ -758,11 +788,15 @@ impl Watcher {
         self.keep(written.map_err(RunError::from));
         self.view.finish(now);
         let complete = self.complete.filter(|_| self.model.is_some() && !self.killed);
+        // Replicas that are lost while the target ends the run are lost for that.
+        let is_lost = self.failure.as_ref().is_none_or(|failure| failure.kind == FailureKind::Lost);
+        let out_of_time = self.out_of_time.filter(|_| is_lost);
         let error = match complete {
             Some(_) => self.trouble.take(),
             None if self.killed => Some(RunError::Killed),
             None if self.left => Some(RunError::Left { run: self.plan.run.clone() }),
             None if self.replaced => Some(RunError::Replaced),
+            None if out_of_time.is_some() => out_of_time.map(|deadline| RunError::OutOfTime { deadline }),
             None => {
                 let failure = self.cause();
                 let exit = self.exits.get(&failure.replica).copied();

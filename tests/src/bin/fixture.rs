@@ -18,6 +18,7 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::Device;
 use clap::{Parser, Subcommand, ValueEnum};
 use fairing_core::prelude::*;
+use fairing_core::topology::Role;
 use fairing_core::{Outcome, RunError, in_replica};
 use fairing_tests::law::Law;
 use fairing_tests::line::{self, Line};
@@ -90,6 +91,8 @@ enum Face {
     Flood { seconds: u32, bytes: u32 },
     /// Worker 0 takes so many mebibytes of memory and holds them.
     Memory { mebibytes: usize },
+    /// The workers' pods cannot start.
+    Broken { how: Broken },
     /// `train` waits for a thread of its own that uses rayon, as one that prefetches batches may.
     Prefetch,
     /// Trains a [`Law`], given as JSON, and prints the fingerprint of its model.
@@ -115,6 +118,7 @@ fn main() -> anyhow::Result<()> {
             tell(Endless { marker, stubborn }.launch()).map(drop)
         }
         Face::Fault { fault, rank } => tell(Faulty { fault, rank }.launch()).map(drop),
+        Face::Broken { how } => tell(Line { slope: 1.0, epochs: 5 }.launch_with(how.options())).map(drop),
         Face::Prefetch => tell(Prefetch.launch()).map(drop),
         Face::Nested => tell(Nested { marker: arguments.marker }.launch()).map(drop),
         Face::Law { law, workers, ps, once } => {
@@ -275,6 +279,35 @@ enum Fault {
     Abort,
     /// Returns from `train` without another word in the middle.
     ReturnEarly,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Broken {
+    /// A variable comes from a key that its Secret does not have.
+    Key,
+    /// The container's command is not in the image.
+    Command,
+}
+
+impl Broken {
+    /// Such workers.
+    fn options(self) -> LaunchOptions {
+        LaunchOptions::new().pod(move |role, pod| {
+            let container = &mut pod.spec.as_mut().expect("a pod has one").containers[0];
+            match self {
+                _ if role == Role::Ps => {}
+                Broken::Command => container.command = Some(vec!["/no/such/program".to_owned()]),
+                Broken::Key => {
+                    let variables = container.env.get_or_insert_default();
+                    variables.push(Default::default());
+                    let variable = variables.last_mut().expect("just pushed");
+                    variable.name = "PASSWORD".to_owned();
+                    let source = variable.value_from.get_or_insert_default().secret_key_ref.get_or_insert_default();
+                    (source.name, source.key) = ("login".to_owned(), "password".to_owned());
+                }
+            }
+        })
+    }
 }
 
 /// Worker `rank` trains three rounds and then does something wrong.

@@ -27,6 +27,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How long a connection to the API server may take.
 const CONNECT: Duration = Duration::from_secs(10);
 
+/// How the API server calls who has shown nothing, in its messages.
+const ANONYMOUS: &str = "\"system:anonymous\"";
+
 /// Failure of a cluster.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -85,6 +88,17 @@ pub enum ClusterError {
     Unauthorized {
         /// The API server.
         server: String,
+    },
+    /// Who answers is not the API server that the kubeconfig means, or cannot prove it.
+    #[error(
+        "the cluster at {server} does not prove that it is the one of the kubeconfig: {reason} (has it been made anew, or does \
+         something in between answer? see `clusters: cluster: certificate-authority` of the kubeconfig)"
+    )]
+    Untrusted {
+        /// The API server.
+        server: String,
+        /// What is wrong with its certificate.
+        reason: String,
     },
     /// The user may not do that.
     #[error("no right to {action} in the cluster: {reason}")]
@@ -196,8 +210,14 @@ impl Cluster {
         let server = config.cluster_url.to_string();
         let server = server.trim_end_matches('/').to_owned();
         let namespace = namespace.map_or_else(|| config.default_namespace.clone(), str::to_owned);
+        let login = config.auth_info.exec.as_ref().and_then(|exec| exec.command.clone());
         let client = reactor.wait(async { Client::try_from(config) });
-        let client = client.map_err(|error| said("connect", &server, error))?;
+        let client = client.map_err(|error| match error {
+            Error::Auth(error) => {
+                ClusterError::Credentials { server: server.clone(), reason: credentials(&error, login.as_deref()) }
+            }
+            error => said("connect", &server, error),
+        })?;
         Ok(Self { reactor: Arc::new(reactor), client, server, namespace })
     }
 
@@ -213,8 +233,9 @@ impl Cluster {
 
     /// Whether it has the kind JobSet.
     pub(crate) fn serves_jobsets(&self) -> Result<bool, ClusterError> {
-        let kinds = || self.client.list_api_group_resources("jobset.x-k8s.io/v1alpha2");
-        match self.reactor.wait(self.ask("look for JobSets", kinds)) {
+        let kinds = self.client.list_api_group_resources("jobset.x-k8s.io/v1alpha2");
+        // Once: at the beginning of a launch a person waits, and a cluster that is away is better said at once.
+        match self.reactor.wait(self.ask_once("look for JobSets", kinds)) {
             Ok(_) => Ok(true),
             Err(error) if error.is_without() => Ok(false),
             Err(error) => Err(error),
@@ -332,7 +353,7 @@ fn passes(error: &Error) -> bool {
     match error {
         Error::Api(status) => matches!(status.code, 429 | 500 | 502..=504),
         Error::HyperError(_) | Error::ReadEvents(_) => true,
-        Error::Service(error) => auth_error(error.as_ref()).is_none() && !is_certificate(error.as_ref()),
+        Error::Service(error) => auth_error(error.as_ref()).is_none() && certificate_error(error.as_ref()).is_none(),
         _ => false,
     }
 }
@@ -353,14 +374,19 @@ fn causes<'a>(
     })
 }
 
-/// Whether the server could not prove who it is, or did not believe the client.
-fn is_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
-    causes(error).any(|error| {
-        let within = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        let within = within.and_then(|error| error.downcast_ref::<rustls::Error>());
-        within.or(error.downcast_ref()).is_some_and(|error| {
-            matches!(error, rustls::Error::InvalidCertificate(_) | rustls::Error::AlertReceived(_))
+/// What is wrong with the certificates, if that is why there is no connection: the server could not prove who it is, or did not
+/// believe the client.
+fn certificate_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+    // An `io::Error` does not name what it wraps as its source, and there may be one in another.
+    let within = |error: &'a (dyn std::error::Error + 'static)| {
+        std::iter::successors(Some(error), |error| {
+            Some(error.downcast_ref::<std::io::Error>()?.get_ref()? as &(dyn std::error::Error + 'static))
         })
+    };
+    causes(error).flat_map(within).find_map(|error| {
+        error
+            .downcast_ref::<rustls::Error>()
+            .filter(|error| matches!(error, rustls::Error::InvalidCertificate(_) | rustls::Error::AlertReceived(_)))
     })
 }
 
@@ -370,31 +396,42 @@ pub(super) fn said(action: &str, server: &str, error: Error) -> ClusterError {
     match error {
         Error::Api(status) => match status.code {
             401 => ClusterError::Unauthorized { server },
+            // Without credentials one is somebody too, who has no rights.
+            403 if status.message.contains(ANONYMOUS) => ClusterError::Unauthorized { server },
             403 if status.reason == "Forbidden" && !status.message.contains("exceeded quota") => {
                 ClusterError::Forbidden { action, reason: status.message.clone() }
             }
             code => ClusterError::Refused { action, reason: status.message.clone(), status: code },
         },
-        Error::Auth(error) => ClusterError::Credentials { server, reason: credentials(&error) },
-        Error::Service(error) => match auth_error(error.as_ref()) {
-            Some(error) => ClusterError::Credentials { server, reason: credentials(error) },
-            None => ClusterError::Unreachable { server, action, reason: root(error.as_ref()) },
+        Error::Auth(error) => ClusterError::Credentials { server, reason: credentials(&error, None) },
+        Error::Service(error) => match (auth_error(error.as_ref()), certificate_error(error.as_ref())) {
+            (Some(error), _) => ClusterError::Credentials { server, reason: credentials(error, None) },
+            (None, Some(error)) => ClusterError::Untrusted { server, reason: error.to_string() },
+            (None, None) => ClusterError::Unreachable { server, action, reason: root(error.as_ref()) },
         },
         error => ClusterError::Unreachable { server, action, reason: root(&error) },
     }
 }
 
-fn credentials(error: &AuthError) -> String {
+/// Why there are no credentials; `login` is the program that was to give them, if it is known.
+fn credentials(error: &AuthError, login: Option<&str>) -> String {
+    let login = login.map_or_else(|| "the program".to_owned(), |login| format!("`{login}`"));
+    let named = "that the kubeconfig names for getting them";
     match error {
         AuthError::AuthExecStart(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            "the program that the kubeconfig names for getting them is not installed, or not in PATH (see `users: exec: \
-             command` of the kubeconfig)"
-                .to_owned()
+            format!("{login}, {named}, is not installed or not in PATH (see `users: user: exec` of the kubeconfig)")
         }
-        // Without what it printed on standard output: there the token is.
-        AuthError::AuthExecRun { cmd, out } => {
+        AuthError::AuthExecStart(error) => format!("{login}, {named}, cannot be started: {error}"),
+        // Without what it printed on standard output, where the token is, and without the variables that it was given. On
+        // standard error it has spoken for itself, if it may ask its user something.
+        AuthError::AuthExecRun { out, .. } => {
             let words = String::from_utf8_lossy(&out.stderr);
-            format!("`{cmd}` ended with {}: {}", out.status, words.trim())
+            let words = words.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+            let words = if words.is_empty() { "its own words are above".to_owned() } else { words };
+            format!("{login}, {named}, ended with {}: {words}", out.status)
+        }
+        AuthError::AuthExecParse(_) => {
+            format!("{login}, {named}, printed something else (an ExecCredential is expected; run it by hand to see)")
         }
         error => error.to_string(),
     }

@@ -131,10 +131,10 @@ pub(crate) struct Following {
     pub(crate) restarts: bool,
     /// Whether the others wait for a lost worker.
     pub(crate) is_sync: bool,
-    /// How long it may train.
-    pub(crate) deadline: Duration,
     /// How long a replica may take to start.
     pub(crate) schedule_timeout: Duration,
+    /// How long the run may take.
+    pub(crate) deadline: Duration,
     /// Bytes of memory of a worker and of a server.
     pub(crate) memory: [u64; 2],
     /// The port of the coordinator.

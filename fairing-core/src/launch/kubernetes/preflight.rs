@@ -1,22 +1,23 @@
 //! What can be known to go wrong before anything is built: all of it in one message.
 //!
 //! Asked of the cluster with the rights of a user of the namespace: whether it is there, whether the user may do what the
-//! launch does, whether the pods are admitted and the quota has room for them. Where the rights reach further, whether any
-//! node could hold them.
+//! launch does, whether the pods are admitted, find what they refer to, and the quota has room for them. Where the rights
+//! reach further, whether any node could hold them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, ResourceRule, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec, SelfSubjectRulesReview,
     SelfSubjectRulesReviewSpec,
 };
-use k8s_openapi::api::core::v1::{Node, Pod, PodTemplateSpec, ResourceQuota};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolumeClaim, Pod, PodTemplateSpec, ResourceQuota, Secret};
 use k8s_openapi::api::rbac::v1::PolicyRule;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::{Api, ListParams, PostParams};
 
 use super::client::{Cluster, ClusterError};
+use super::manifest::RUN_LABEL;
 use crate::topology::Role;
 
 /// Names the pods that are tried and not created.
@@ -27,6 +28,10 @@ const TRIED: &str = "fairing-preflight-";
 pub struct Preflight {
     /// Each role's pods: how many, and how they look.
     pub pods: Vec<(Role, u32, PodTemplateSpec)>,
+    /// How many objects of each kind beside the pods there will be, by the names of quotas, for example `jobs.batch`.
+    pub objects: BTreeMap<String, u32>,
+    /// Whether the nodes that there are have to be large enough.
+    pub check_nodes: bool,
     /// What the launch does.
     pub rules: Vec<PolicyRule>,
 }
@@ -37,14 +42,17 @@ pub struct Preflight {
 pub struct PreflightError {
     /// One sentence each, with the remedy; at least one.
     pub problems: Vec<String>,
-    namespace: String,
-    server: String,
+    /// Namespace and API server, if the cluster could be asked at all.
+    place: Option<(String, String)>,
 }
 
 impl fmt::Display for PreflightError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { problems, namespace, server } = self;
-        write!(f, "the run cannot be launched in the namespace `{namespace}` of {server}")?;
+        let Self { problems, place } = self;
+        write!(f, "the run cannot be launched")?;
+        if let Some((namespace, server)) = place {
+            write!(f, " in the namespace `{namespace}` of {server}")?;
+        }
         match problems.as_slice() {
             [problem] => write!(f, ": {problem}"),
             problems => problems.iter().try_for_each(|problem| write!(f, "\n  - {problem}")),
@@ -53,6 +61,11 @@ impl fmt::Display for PreflightError {
 }
 
 impl PreflightError {
+    /// A cluster that cannot be asked anything.
+    pub(crate) fn without_cluster(error: &ClusterError) -> Self {
+        Self { problems: vec![error.to_string()], place: None }
+    }
+
     /// The same with one problem more.
     #[must_use]
     pub(crate) fn and(mut self, problem: String) -> Self {
@@ -75,23 +88,23 @@ impl Preflight {
             let pods = self.admission(cluster);
             let room = self.room(cluster);
             let nodes = self.nodes(cluster);
-            let found = tokio::join!(rights, pods, room, nodes);
+            let references = self.references(cluster);
+            let found = tokio::join!(rights, pods, references, room, nodes);
             let mut all = Found::default();
-            for found in [found.0, found.1, found.2, found.3] {
+            for found in [found.0, found.1, found.2, found.3, found.4] {
                 all.problems.extend(found.problems);
                 all.notes.extend(found.notes);
             }
             (all.problems, all.notes)
         });
         // Several questions fail for one reason where the cluster cannot be reached at all.
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen = BTreeSet::new();
         problems.retain(|problem| seen.insert(problem.clone()));
         match problems.is_empty() {
             true => Ok(notes),
             false => Err(PreflightError {
                 problems,
-                namespace: cluster.namespace().to_owned(),
-                server: cluster.server().to_owned(),
+                place: Some((cluster.namespace().to_owned(), cluster.server().to_owned())),
             }),
         }
     }
@@ -182,7 +195,35 @@ impl Preflight {
         found
     }
 
-    /// Whether the quotas have room for all pods together.
+    /// Whether there is what the pods refer to: without it they would be made and never start.
+    async fn references(&self, cluster: &Cluster) -> Found {
+        let mut found = Found::default();
+        let all: BTreeSet<Reference> = self.pods.iter().flat_map(|(_, _, template)| references(template)).collect();
+        for Reference { kind, name } in all {
+            let asked = match kind {
+                Kind::Secret => is_there::<Secret>(cluster, &name).await,
+                Kind::ConfigMap => is_there::<ConfigMap>(cluster, &name).await,
+                Kind::Claim => is_there::<PersistentVolumeClaim>(cluster, &name).await,
+            };
+            match asked {
+                Ok(()) => {}
+                Err(error) if error.is_absence() => found.problems.push(format!(
+                    "the pods need the {kind} `{name}`, and there is none of that name in the namespace (create it, or name \
+                     another)"
+                )),
+                Err(ClusterError::Forbidden { .. }) => found.notes.push(format!(
+                    "whether there is the {kind} `{name}` was not checked: it takes the right to get it"
+                )),
+                Err(error) => {
+                    found.add(error);
+                    break;
+                }
+            }
+        }
+        found
+    }
+
+    /// Whether the quotas have room for all objects together.
     async fn room(&self, cluster: &Cluster) -> Found {
         let mut found = Found::default();
         let quotas: Api<ResourceQuota> = cluster.api();
@@ -204,9 +245,11 @@ impl Preflight {
                 let (Some(wanted), Some(limit)) = (wanted.get(resource.as_str()), amount(limit)) else { continue };
                 let left = limit - used.get(resource).and_then(amount).unwrap_or(0.0);
                 if *wanted > left {
+                    let is_amount = resource.contains("cpu") || resource.contains("memory");
+                    let remedy = if is_amount { ", lower `cpu` or `memory` of the roles," } else { "" };
                     found.problems.push(format!(
-                        "the quota `{name}` leaves {} of {resource}, and the run takes {} (ask for more, lower `cpu` or \
-                         `memory` of the roles, or end what runs there)",
+                        "the quota `{name}` leaves {} of {resource}, and the run takes {} (ask for more{remedy} or end what \
+                         runs there)",
                         show(resource, left.max(0.0)),
                         show(resource, *wanted)
                     ));
@@ -216,12 +259,20 @@ impl Preflight {
         found
     }
 
-    /// What all pods take together, by the names that quotas use.
+    /// What everything takes together, by the names that quotas use.
     fn totals(&self) -> BTreeMap<String, f64> {
         let mut totals = BTreeMap::new();
+        let mut add = |name: &str, count: f64| {
+            *totals.entry(format!("count/{name}")).or_insert(0.0) += count;
+            // Kinds of the core have a name without `count/` too.
+            if !name.contains('.') {
+                *totals.entry(name.to_owned()).or_insert(0.0) += count;
+            }
+        };
+        self.objects.iter().for_each(|(name, count)| add(name, f64::from(*count)));
+        self.pods.iter().for_each(|(_, count, _)| add("pods", f64::from(*count)));
         for (_, count, template) in &self.pods {
             let count = f64::from(*count);
-            *totals.entry("pods".to_owned()).or_insert(0.0) += count;
             let resources =
                 template.spec.iter().flat_map(|spec| &spec.containers).filter_map(|it| it.resources.as_ref());
             for resources in resources {
@@ -242,6 +293,9 @@ impl Preflight {
     /// Whether some node could hold a pod of each role, if nothing else were there.
     async fn nodes(&self, cluster: &Cluster) -> Found {
         let mut found = Found::default();
+        if !self.check_nodes {
+            return found;
+        }
         let nodes: Api<Node> = Api::all(cluster.client().clone());
         let list = match cluster.ask_once("list the nodes", nodes.list(&ListParams::default())).await {
             Ok(list) => list.items,
@@ -259,6 +313,8 @@ impl Preflight {
             // Some clusters make nodes when they are needed.
             return found;
         }
+        let way_around =
+            "or set `check_nodes = false` or FAIRING_CHECK_NODES=false if such nodes are made when they are needed";
         for (role, _, template) in &self.pods {
             let Some(spec) = &template.spec else { continue };
             let wanted = spec.containers.iter().filter_map(|container| container.resources.as_ref()?.requests.as_ref());
@@ -279,7 +335,9 @@ impl Preflight {
                 .collect();
             if selected.is_empty() {
                 let selector: Vec<String> = selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
-                found.problems.push(format!("no node has the labels {} (`node_selector`)", selector.join(", ")));
+                found
+                    .problems
+                    .push(format!("no node has the labels {} (`node_selector`; {way_around})", selector.join(", ")));
                 break;
             }
             if !selected.iter().any(|node| fits(node)) {
@@ -290,13 +348,95 @@ impl Preflight {
                 });
                 let words: Vec<String> = words.collect();
                 found.problems.push(format!(
-                    "no node can hold a {role}, which asks for {}; lower its `cpu`, `memory` or `gpu`",
+                    "no node can hold a {role}, which asks for {} (lower its `cpu`, `memory` or `gpu`, {way_around})",
                     words.join(" and ")
                 ));
             }
         }
         found
     }
+}
+
+/// Something in the namespace that a pod does not start without.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Reference {
+    kind: Kind,
+    name: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Secret,
+    ConfigMap,
+    Claim,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Secret => "Secret",
+            Kind::ConfigMap => "ConfigMap",
+            Kind::Claim => "PersistentVolumeClaim",
+        })
+    }
+}
+
+/// What the pods of `template` refer to, but for what the launch itself creates.
+fn references(template: &PodTemplateSpec) -> Vec<Reference> {
+    let labels = template.metadata.as_ref().and_then(|metadata| metadata.labels.as_ref());
+    let own = labels.and_then(|labels| labels.get(RUN_LABEL));
+    let Some(spec) = &template.spec else { return Vec::new() };
+    let mut references = Vec::new();
+    let mut refer = |kind: Kind, name: &str, optional: Option<bool>| {
+        if optional != Some(true) && own.is_none_or(|own| own != name) {
+            references.push(Reference { kind, name: name.to_owned() });
+        }
+    };
+    for volume in spec.volumes.iter().flatten() {
+        if let Some(secret) = &volume.secret {
+            refer(Kind::Secret, secret.secret_name.as_deref().unwrap_or_default(), secret.optional);
+        }
+        if let Some(map) = &volume.config_map {
+            refer(Kind::ConfigMap, &map.name, map.optional);
+        }
+        if let Some(claim) = &volume.persistent_volume_claim {
+            refer(Kind::Claim, &claim.claim_name, None);
+        }
+    }
+    for secret in spec.image_pull_secrets.iter().flatten() {
+        refer(Kind::Secret, &secret.name, None);
+    }
+    for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
+        for source in container.env_from.iter().flatten() {
+            if let Some(secret) = &source.secret_ref {
+                refer(Kind::Secret, &secret.name, secret.optional);
+            }
+            if let Some(map) = &source.config_map_ref {
+                refer(Kind::ConfigMap, &map.name, map.optional);
+            }
+        }
+        for source in container.env.iter().flatten().filter_map(|variable| variable.value_from.as_ref()) {
+            if let Some(secret) = &source.secret_key_ref {
+                refer(Kind::Secret, &secret.name, secret.optional);
+            }
+            if let Some(map) = &source.config_map_key_ref {
+                refer(Kind::ConfigMap, &map.name, map.optional);
+            }
+        }
+    }
+    references
+}
+
+async fn is_there<K>(cluster: &Cluster, name: &str) -> Result<(), ClusterError>
+where
+    K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + serde::de::DeserializeOwned,
+{
+    let objects: Api<K> = cluster.api();
+    let action = format!("look for the {} `{name}`", K::kind(&()));
+    cluster.ask_once(&action, objects.get_metadata(name)).await.map(drop)
 }
 
 /// What one question brought up.
@@ -484,11 +624,63 @@ mod tests {
     }
 
     #[test]
+    fn totals_have_the_names_of_quotas() {
+        let mut template = PodTemplateSpec::default();
+        template.spec.get_or_insert_default().containers.push(Default::default());
+        let requests = BTreeMap::from([("memory".to_owned(), Quantity("1Gi".to_owned()))]);
+        let container = &mut template.spec.as_mut().unwrap().containers[0];
+        container.resources.get_or_insert_default().requests = Some(requests);
+        let preflight = Preflight {
+            pods: vec![(Role::Ps, 1, template.clone()), (Role::Worker, 2, template)],
+            objects: BTreeMap::from([("jobs.batch".to_owned(), 2), ("secrets".to_owned(), 2)]),
+            check_nodes: true,
+            rules: Vec::new(),
+        };
+        let totals = preflight.totals();
+        let totals: Vec<String> = totals.iter().map(|(name, total)| format!("{name} {}", show(name, *total))).collect();
+        assert_eq!(
+            totals,
+            [
+                "count/jobs.batch 2",
+                "count/pods 3",
+                "count/secrets 2",
+                "memory 3072Mi",
+                "pods 3",
+                "requests.memory 3072Mi",
+                "secrets 2"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_pod_refers_to_what_it_does_not_start_without() {
+        let mut template = PodTemplateSpec::default();
+        let labels = BTreeMap::from([(RUN_LABEL.to_owned(), "run".to_owned())]);
+        template.metadata.get_or_insert_default().labels = Some(labels);
+        let spec = template.spec.get_or_insert_default();
+        let volumes = spec.volumes.get_or_insert_default();
+        for (name, optional) in [("run", None), ("password", None), ("perhaps", Some(true))] {
+            volumes.push(Default::default());
+            let secret = volumes.last_mut().unwrap().secret.get_or_insert_default();
+            (secret.secret_name, secret.optional) = (Some(name.to_owned()), optional);
+        }
+        volumes.push(Default::default());
+        volumes.last_mut().unwrap().persistent_volume_claim.get_or_insert_default().claim_name = "data".to_owned();
+        spec.containers.push(Default::default());
+        let variables = spec.containers[0].env.get_or_insert_default();
+        variables.push(Default::default());
+        let source = variables[0].value_from.get_or_insert_default();
+        source.config_map_key_ref.get_or_insert_default().name = "settings".to_owned();
+        let found: Vec<String> =
+            references(&template).into_iter().map(|Reference { kind, name }| format!("{kind} {name}")).collect();
+        assert_eq!(found, ["Secret password", "PersistentVolumeClaim data", "ConfigMap settings"]);
+    }
+
+    #[test]
     fn several_problems_are_one_message() {
         let error = |problems: &[&str]| PreflightError {
             problems: problems.iter().map(|problem| (*problem).to_owned()).collect(),
-            namespace: "team".into(),
-            server: "https://host".into(),
+            place: Some(("team".into(), "https://host".into())),
         };
         assert_eq!(
             error(&["one"]).to_string(),

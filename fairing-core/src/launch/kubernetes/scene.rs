@@ -61,7 +61,25 @@ impl Scene {
 
     /// What the cluster can be asked before the launch.
     pub(crate) fn preflight(&self, plan: &LaunchPlan) -> Preflight {
-        Preflight { pods: manifest::pods(self, plan), rules: manifest::rules(self) }
+        let pods = manifest::pods(self, plan);
+        let roles = pods.len() as u32;
+        let all = manifest::objects(self, plan);
+        let quota_name = |resource: &ApiResource| match resource.group.as_str() {
+            "" => resource.plural.clone(),
+            group => format!("{}.{group}", resource.plural),
+        };
+        let named = all.held.iter().chain(&all.rest).map(|manifest| (quota_name(&manifest.resource), 1));
+        // What operators make of theirs.
+        let made: &[(&str, u32)] = match self.format {
+            Format::Jobs => &[],
+            Format::JobSet => &[("jobs.batch", roles), ("services", 1)],
+            Format::TfJob => &[("services", pods.iter().map(|(_, count, _)| count).sum())],
+        };
+        let mut objects = BTreeMap::new();
+        for (name, count) in named.chain(made.iter().map(|(name, count)| ((*name).to_owned(), *count))) {
+            *objects.entry(name).or_insert(0) += count;
+        }
+        Preflight { pods, objects, check_nodes: self.settings.check_nodes, rules: manifest::rules(self) }
     }
 
     /// All objects, and the rights that creating and following them takes, for people.

@@ -22,12 +22,11 @@ use tokio::task::JoinHandle;
 
 use super::super::ReplicaEvent;
 use super::super::events::{Events, LastLines, UNSEEN, exit};
-use super::Following;
 use super::apply::{Named, api};
 use super::client::Cluster;
-use super::logs;
 use super::manifest::{ROLE_LABEL, RUN_LABEL, rank_of};
 use super::runs::{self, ClusterRunState};
+use super::{Following, logs};
 use crate::observe::events::{Exit, Stream};
 use crate::topology::{Replica, Role, Topology};
 
@@ -49,6 +48,9 @@ const VERDICT: Duration = Duration::from_secs(2);
 /// A watch of events that was silent for so long is opened again.
 const MOST_SILENT: Duration = Duration::from_secs(300);
 
+/// What of a Job or TFJob that failed says that its deadline has passed: the same words of two controllers.
+const OUT_OF_TIME: &str = "longer than specified deadline";
+
 /// Notices that may wait for the task; those who bring more wait themselves.
 const QUEUE: usize = 256;
 
@@ -56,6 +58,7 @@ const QUEUE: usize = 256;
 pub(super) struct Observed {
     pub(super) cluster: Cluster,
     pub(super) run: String,
+    /// What owns everything else of the run.
     pub(super) owner: Named,
     pub(super) topology: Topology,
     /// Where new events begin.
@@ -151,15 +154,7 @@ pub(super) async fn observe(observed: Observed) {
     let jobs: Api<Job> = observed.cluster.api();
     let mut pods = pin!(watcher(pods, config()).default_backoff());
     let mut jobs = pin!(watcher(jobs, config()).default_backoff());
-    let owner = &observed.owner;
-    let mut owners = match owner.resource.kind.as_str() {
-        // It is one of those.
-        "Job" => stream::pending().boxed(),
-        _ => {
-            let config = watcher::Config::default().fields(&format!("metadata.name={}", owner.name));
-            watcher(api(&observed.cluster, &owner.resource), config).default_backoff().boxed()
-        }
-    };
+    let mut owners = pin!(owners(&observed, config()));
     let (notices, mut noticed) = mpsc::channel(QUEUE);
     let telling = tokio::spawn(tell_events(
         observed.cluster.clone(),
@@ -316,6 +311,13 @@ impl State {
         let seen = seat.pod.as_mut().expect("set above");
         let state = container.and_then(|container| container.state.as_ref());
         let terminated = state.and_then(|state| state.terminated.as_ref());
+        let start_error = terminated.filter(|terminated| terminated.reason.as_deref() == Some("StartError"));
+        let start_error =
+            start_error.and_then(|terminated| Some(format!("StartError: {}", terminated.message.as_ref()?)));
+        if let Some(start_error) = start_error.filter(|error| seen.ended.is_none() && cannot_heal(error)) {
+            seat.hindrance = Some(start_error);
+            return;
+        }
         if let Some(terminated) = terminated.filter(|_| seen.ended.is_none()) {
             seen.out_of_memory = terminated.reason.as_deref() == Some("OOMKilled");
             let end = match terminated.exit_code {
@@ -381,8 +383,9 @@ impl State {
         if let Some((reason, message)) = failed("FailureTarget").or_else(|| failed("Failed"))
             && !self.failed.contains_key(&role)
         {
-            self.failed.insert(role, format!("{reason}: {message}"));
-            self.told_of_failure(&format!("the Job of the {role}s"), role, reason, message).await;
+            let reason = format!("{reason}: {message}");
+            self.failed.insert(role, reason.clone());
+            self.ends(format!("the cluster ends the Job of the {role}s: {reason}"), &reason).await;
         }
     }
 
@@ -395,23 +398,16 @@ impl State {
             self.failed.entry(role).or_insert_with(|| reason.clone());
         }
         if is_news {
-            let (reason, message) = reason.split_once(": ").unwrap_or((&reason, ""));
-            let role = self.observed.topology.coordinator().role;
-            self.told_of_failure(&format!("the {}", self.observed.owner.resource.kind), role, reason, message).await;
+            self.ends(format!("the cluster ends the {}: {reason}", self.observed.owner.resource.kind), &reason).await;
         }
     }
 
-    /// Says that the cluster ends what `role` belongs to.
-    async fn told_of_failure(&self, what: &str, role: Role, reason: &str, message: &str) {
-        let text = format!("the cluster ends {what}: {reason}: {message}");
-        self.observed.events.send_async(ReplicaEvent::Note { text }).await;
-        // Of Jobs and JobSets, and of TFJobs.
-        if reason == "DeadlineExceeded" || reason == "TFJobFailed" && message.contains("active longer than") {
-            let replica = self.seats.keys().find(|replica| replica.role == role).copied();
-            let replica = replica.unwrap_or(self.observed.topology.coordinator());
-            let deadline = humantime::format_duration(self.observed.following.deadline);
-            let reason = format!("the run took longer than {deadline} (raise `deadline` or FAIRING_DEADLINE)");
-            self.observed.events.send_async(ReplicaEvent::Condemned { replica, reason }).await;
+    /// Something of the run has failed, as `text` says.
+    async fn ends(&self, text: String, reason: &str) {
+        let events = &self.observed.events;
+        events.send_async(ReplicaEvent::Note { text }).await;
+        if reason.contains(OUT_OF_TIME) {
+            events.send_async(ReplicaEvent::OutOfTime { deadline: self.observed.following.deadline }).await;
         }
     }
 
@@ -625,6 +621,17 @@ fn follow(observed: &Observed, notices: &mpsc::Sender<Notice>, replica: Replica,
     Log { task, life, done: false }
 }
 
+/// The object that an operator makes the pods from, if that is what owns the run; a Job is among the others.
+fn owners(
+    observed: &Observed,
+    config: watcher::Config,
+) -> impl stream::Stream<Item = watcher::Result<Event<DynamicObject>>> + use<> {
+    match observed.owner.resource.kind.as_str() {
+        "Job" => stream::pending().left_stream(),
+        _ => watcher(api(&observed.cluster, &observed.owner.resource), config).default_backoff().right_stream(),
+    }
+}
+
 /// Which replica a pod is.
 fn replica_of(pod: &Pod) -> Option<Replica> {
     let role = role_of(pod.labels().get(ROLE_LABEL)?)?;
@@ -676,6 +683,10 @@ fn cannot_heal(hindrance: &str) -> bool {
         | "ImageInspectError"
         | "ErrImageNeverPull"
         | "RunContainerError" => true,
+        // Others may be the node's, and another one may do better.
+        "StartError" => ["no such file or directory", "executable file not found", "permission denied"]
+            .into_iter()
+            .any(|words| hindrance.contains(words)),
         "ErrImagePull" | "ImagePullBackOff" => {
             let words = hindrance.to_lowercase();
             // A registry that is only away answers nothing of the kind.

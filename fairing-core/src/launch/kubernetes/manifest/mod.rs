@@ -266,8 +266,8 @@ impl Known {
             format: self.format,
             restarts: self.rejoin_ms > 0,
             is_sync: self.mode.is_sync(),
-            deadline: Duration::from_secs(self.deadline_s),
             schedule_timeout: Duration::from_secs(self.schedule_timeout_s),
+            deadline: Duration::from_secs(self.deadline_s),
             memory: self.memory,
             port: PORT,
         }

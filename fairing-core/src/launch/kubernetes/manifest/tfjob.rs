@@ -59,6 +59,7 @@ pub(super) fn objects(scene: &Scene, plan: &LaunchPlan) -> Objects {
     let topology = plan.placements[0].topology;
     let placement = pod::of_role(plan, Role::Worker);
     let restarts = !placement.rejoin.is_zero();
+    let deadline: i64 = seconds(scene.owner_deadline()).into();
     let replicas = |role: Role| match role {
         // What a server knows is lost with it.
         Role::Ps => ("PS", topology.ps, "Never"),
@@ -70,7 +71,12 @@ pub(super) fn objects(scene: &Scene, plan: &LaunchPlan) -> Objects {
     let specs = [Role::Ps, Role::Worker].map(|role| (role, replicas(role)));
     let specs = specs.into_iter().filter(|(_, (_, replicas, _))| *replicas > 0);
     let specs = specs.map(|(role, (name, replicas, restart_policy))| {
-        (name, ReplicaSpec { replicas, restart_policy, template: pod::template(scene, plan, role) })
+        let mut template = pod::template(scene, plan, role);
+        if let Some(spec) = &mut template.spec {
+            // The operator looks at the deadline of a TFJob only when something else happens to it. That a pod ends does.
+            spec.active_deadline_seconds = Some(deadline);
+        }
+        (name, ReplicaSpec { replicas, restart_policy, template })
     });
     let tf_job = TfJob {
         api_version: API_VERSION,
@@ -84,7 +90,7 @@ pub(super) fn objects(scene: &Scene, plan: &LaunchPlan) -> Objects {
                 // What still runs when the TFJob ends is ended; what has ended can be read.
                 clean_pod_policy: "Running",
                 ttl_seconds_after_finished: seconds(scene.settings.ttl),
-                active_deadline_seconds: seconds(scene.owner_deadline()).into(),
+                active_deadline_seconds: deadline,
                 // No `backoffLimit`: the operator counts restarts of containers, of which its pods have none, and failures
                 // of its own requests, so that a busy API server could end a run. The coordinator bounds the returns.
                 suspend: false,
@@ -92,9 +98,11 @@ pub(super) fn objects(scene: &Scene, plan: &LaunchPlan) -> Objects {
             // The default: the end of worker 0, which the coordinator releases last, is the end of the TFJob. `AllWorkers` would
             // wait until the deadline for one that is lost.
             success_policy: "",
-            // Without it a pod that is being deleted counts as failed, and the TFJob fails before the pod's successor comes, or
-            // where the others get on without it. What it changes besides is TF_CONFIG, which these replicas do not read.
-            enable_dynamic_worker: restarts || !placement.mode.is_sync(),
+            // Without it a pod that is being deleted counts as failed, and the TFJob fails before the pod's successor comes,
+            // where the others get on without it, or before the coordinator has said who was lost. If the coordinator is a
+            // worker itself, its own failure is to end the TFJob. What it changes besides is TF_CONFIG, which these replicas do
+            // not read.
+            enable_dynamic_worker: restarts || !placement.mode.is_sync() || topology.ps > 0,
             tf_replica_specs: specs.collect(),
         },
     };
