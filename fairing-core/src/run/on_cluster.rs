@@ -39,18 +39,23 @@ pub(super) fn cluster(
     config: &Config,
     scene: &mut Scene,
     value: &[u8],
-    plan: &dyn Fn(&Scene) -> LaunchPlan,
+    plan: &(dyn Fn(&Scene) -> LaunchPlan + Sync),
     view: &mut dyn View,
 ) -> Result<Cluster, RunError> {
     let settings = &config.kubernetes;
-    let (found, pushable) = std::thread::scope(|scope| {
-        let pushing = scope.spawn(|| Shipment::check_push(config));
-        let found = Cluster::find(settings.context.as_deref(), settings.namespace.as_deref()).and_then(|cluster| {
+    let asking = |scene: &mut Scene| {
+        Cluster::find(settings.context.as_deref(), settings.namespace.as_deref()).and_then(|cluster| {
             scene.settle(|| cluster.serves_jobsets())?;
             let checked = scene.preflight(&plan(scene)).check(&cluster);
             Ok((cluster, checked))
-        });
-        (found, pushing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        })
+    };
+    let (found, pushable) = super::watch::patiently(view, "the cluster and the registry to answer", || {
+        std::thread::scope(|scope| {
+            let pushing = scope.spawn(|| Shipment::check_push(config));
+            let found = asking(scene);
+            (found, pushing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        })
     });
     let (cluster, notes) = match (found, pushable) {
         (Ok((cluster, Ok(notes))), Ok(())) => (cluster, notes),
@@ -68,7 +73,8 @@ pub(super) fn cluster(
     if !settings.another {
         let value = manifest::value_hash(value);
         let same = |run: &ClusterRun| run.state == ClusterRunState::Alive && run.value_sha256 == value;
-        if let Some(run) = cluster.runs()?.into_iter().find(same) {
+        let runs = super::watch::patiently(view, "the cluster to list its runs", || cluster.runs())?;
+        if let Some(run) = runs.into_iter().find(same) {
             return Err(RunError::AlreadyRuns { run: run.name });
         }
     }

@@ -42,6 +42,9 @@ const TICK: Duration = Duration::from_millis(50);
 /// the coordinator never met there is nothing to be heard, and the others should not wait for it longer than this.
 const HEARSAY: Duration = HEARTBEAT;
 
+/// How often a thread that works is looked after: what it does is to be over as soon as it is.
+const NAP: Duration = Duration::from_millis(2);
+
 /// How long the start of the replicas may take before it is said that it is waited for.
 const SILENCE: Duration = Duration::from_secs(2);
 
@@ -251,6 +254,21 @@ pub(super) fn launch(
     }
 }
 
+/// Does `work` and, if it takes long, says that `what` is waited for.
+pub(super) fn patiently<T: Send>(view: &mut dyn View, what: &str, work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let working = scope.spawn(work);
+        let mut silent_until = Some(Instant::now() + SILENCE);
+        while !working.is_finished() {
+            std::thread::sleep(NAP);
+            if silent_until.take_if(|until| *until <= Instant::now()).is_some() {
+                view.say(&format!("waiting for {what}"));
+            }
+        }
+        working.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
 /// What to say if fairing, and so most probably burn, was compiled without optimisation.
 fn unoptimised() -> Option<String> {
     matches!(crate::build::OPT_LEVEL, "0" | "1").then(|| {
@@ -355,7 +373,9 @@ impl Watcher {
             // Whoever follows it now ends it.
             self.launched.let_go();
         } else {
-            for left in self.launched.end() {
+            let launched = &mut self.launched;
+            let what = "what is left of the run to be removed";
+            for left in patiently(self.view.as_mut(), what, || launched.end()) {
                 self.show(&Event::Warning(left));
             }
         }
