@@ -66,7 +66,7 @@ spec:
 
 fn once(place: &Place, table: &mut Table) -> anyhow::Result<()> {
     let begin = place.audit.end()?;
-    let mut command = place.launch(REPLICAS)?;
+    let mut command = place.launch(REPLICAS, Duration::ZERO)?;
     command.env("FAIRING_NODE_SELECTOR", "speed=fake").env("FAIRING_TOLERATIONS", "speed=fake:NoSchedule");
     let launcher = Launcher::start(&mut command)?;
     let (began, id) = (launcher.began, launcher.id);

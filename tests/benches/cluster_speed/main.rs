@@ -59,7 +59,7 @@ fn now_ms() -> f64 {
 fn main() -> anyhow::Result<()> {
     let given: Vec<String> = std::env::args().skip(1).collect();
     match given.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        [replica::ARGUMENT] => return replica::launch(),
+        [replica::ARGUMENT, milliseconds] => return replica::launch(milliseconds),
         [bare::ARGUMENT, milliseconds] => return bare::program(milliseconds),
         _ => {}
     }
@@ -70,7 +70,7 @@ fn main() -> anyhow::Result<()> {
     let place = Place::make()?;
     // Packs and pushes the image, and the node pulls it.
     eprintln!("a run that warms up");
-    let warm = run::measure(&place)?;
+    let warm = run::measure(&place, 0)?;
     let mut tables: Vec<Table> = Vec::new();
     for group in groups {
         tables.push(match group {

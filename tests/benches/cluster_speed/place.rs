@@ -71,7 +71,7 @@ impl Place {
     /// A user with the rights that a dry run prints, and no others.
     fn make_user(&self) -> anyhow::Result<()> {
         let admin = PathBuf::from(std::env::var_os("KUBECONFIG").context("KUBECONFIG is not set")?);
-        let described = self.launcher(3, &admin)?.env("FAIRING_DRY_RUN", "1").output()?;
+        let described = self.launcher(3, Duration::ZERO, &admin)?.env("FAIRING_DRY_RUN", "1").output()?;
         let (described, error) = (text(&described.stdout), text(&described.stderr));
         let role = described.rsplit("---\n").next().filter(|last| last.contains("kind: Role"));
         kubectl(&["apply", "--filename", "-"], role.with_context(|| format!("a dry run printed no Role: {error}"))?)?;
@@ -87,12 +87,12 @@ impl Place {
         self.folder.path().join("kubeconfig")
     }
 
-    /// This program as the launcher of so many replicas, one server for nine workers.
-    pub(crate) fn launch(&self, replicas: u32) -> anyhow::Result<Command> {
-        self.launcher(replicas, &self.kubeconfig())
+    /// This program as the launcher of so many replicas, one server for nine workers, which train for so long.
+    pub(crate) fn launch(&self, replicas: u32, training: Duration) -> anyhow::Result<Command> {
+        self.launcher(replicas, training, &self.kubeconfig())
     }
 
-    fn launcher(&self, replicas: u32, kubeconfig: &Path) -> anyhow::Result<Command> {
+    fn launcher(&self, replicas: u32, training: Duration, kubeconfig: &Path) -> anyhow::Result<Command> {
         let mut command = Command::new(std::env::current_exe()?);
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy();
@@ -103,6 +103,7 @@ impl Place {
         let servers = replicas.div_ceil(10);
         command
             .arg(replica::ARGUMENT)
+            .arg(training.as_millis().to_string())
             .env("KUBECONFIG", kubeconfig)
             .env("FAIRING_TARGET", "kubernetes")
             .env("FAIRING_NAMESPACE", NAMESPACE)

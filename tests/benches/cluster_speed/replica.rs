@@ -10,7 +10,7 @@ use fairing_tests::line;
 
 use crate::now_ms;
 
-/// Makes this program a launcher, and a replica in a pod.
+/// Makes this program a launcher, and a replica in a pod; behind it stand the milliseconds that the training takes.
 pub(crate) const ARGUMENT: &str = "launch";
 
 /// Begins the first line of a replica. Behind this and the others stands the time in ms.
@@ -23,37 +23,37 @@ pub(crate) const FIRST_STEP: &str = "first step ";
 pub(crate) const LAST_STEP: &str = "last step ";
 
 /// Steps of a worker.
-const STEPS: usize = 40;
-
-/// Between two steps: the training takes two seconds, long enough for what belongs to the launch to be over.
-const PAUSE: Duration = Duration::from_millis(50);
+const STEPS: u32 = 41;
 
 /// Launches, or takes a replica's part.
-pub(crate) fn launch() -> anyhow::Result<()> {
+pub(crate) fn launch(milliseconds: &str) -> anyhow::Result<()> {
     if in_replica() {
         println!("{HERE}{:.3}", now_ms());
     }
-    Timed.launch()?;
+    Timed { milliseconds: milliseconds.parse()? }.launch()?;
     Ok(())
 }
 
 /// Trains a line. There is no evaluation: what comes behind the last step is fairing's and the cluster's.
 #[distributed_training(workers = 2, ps = 1)]
 #[derive(Serialize, Deserialize)]
-struct Timed;
+struct Timed {
+    milliseconds: u64,
+}
 
 impl Train for Timed {
     type Model = Linear;
 
     fn train(&self, worker: &Worker) -> anyhow::Result<Linear> {
-        let xs = vec![0.5; STEPS * line::BATCH * worker.workers()];
+        let xs = vec![0.5; STEPS as usize * line::BATCH * worker.workers()];
+        let pause = Duration::from_millis(self.milliseconds) / (STEPS - 1);
         let mut model = worker.join(line::new(worker), Sgd::new())?;
         println!("{JOINED}{:.3}", now_ms());
         let mut last = None;
         for epoch in worker.epochs(1) {
             for batch in epoch.batches(&xs, line::BATCH) {
                 if last.is_some() {
-                    thread::sleep(PAUSE);
+                    thread::sleep(pause);
                 }
                 let gradient = Gradient::mean(line::loss(&model, &batch, 1.0, worker).backward(), batch.len());
                 model = worker.step(model, gradient, 0.01)?;

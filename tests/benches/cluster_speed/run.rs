@@ -25,6 +25,9 @@ use crate::{PATIENCE, now_ms, timeline};
 /// Replicas of the run.
 const REPLICAS: u32 = 3;
 
+/// Time from the first step to the last, at least: what belongs to the launch is over by then.
+const TRAINING: Duration = Duration::from_secs(2);
+
 /// Between two looks at the launcher's memory and CPU time.
 const NAP: Duration = Duration::from_millis(10);
 
@@ -180,10 +183,11 @@ fn watch_usage(id: u32) -> Vec<Usage> {
     usage
 }
 
-/// Runs it once.
-pub(crate) fn measure(place: &Place) -> anyhow::Result<Measured> {
+/// Runs it once; the training takes longer than it must by `phase_ms`.
+pub(crate) fn measure(place: &Place, phase_ms: u64) -> anyhow::Result<Measured> {
     let begin = place.audit.end()?;
-    let mut launcher = Launcher::start(&mut place.launch(REPLICAS)?)?;
+    let training = TRAINING + Duration::from_millis(phase_ms);
+    let mut launcher = Launcher::start(&mut place.launch(REPLICAS, training)?)?;
     let began = launcher.began;
     launcher.wait_for(FIRST_STEP)?;
     // All have joined, so that all are there.
@@ -341,14 +345,15 @@ pub(crate) fn table(place: &Place, repetitions: usize, warm: &Measured, timeline
     Ok(table)
 }
 
-/// One repetition. kubelet looks at its containers once a second, and what was before has ended right behind such a look:
-/// `phase_ms` puts each repetition at another distance from it.
+/// One repetition. kubelet looks at its containers once a second, and what it does comes right behind such a look: the end of
+/// what was before, and the address by which the workers find the server. `phase_ms` puts the launch and the last step of
+/// each repetition at another distance from it, so that the figures are not those of a lucky or of the worst moment.
 fn once(place: &Place, table: &mut Table, warm: &Measured, phase_ms: u64) -> anyhow::Result<Measured> {
     let phase = Duration::from_millis(phase_ms);
     thread::sleep(phase);
     let bare = bare::measure(place, &warm.image, 1_000 + phase_ms, Deletion::Reported)?;
     thread::sleep(phase);
-    let run = measure(place)?;
+    let run = measure(place, phase_ms)?;
     record(table, &run, &bare)?;
     Ok(run)
 }
