@@ -48,7 +48,7 @@ const LINE: Figure = goal("launch to the first line of a replica's log on the te
 const FLOOR_LINE: Figure = fact("- bare Job: created to its first line readable, ms");
 const ABOVE_LINE: Figure = fact("- difference to that line, ms");
 const END: Figure = goal("last step to the caller's exit, model written, all deleted, ms", "3000", "1500");
-const FLOOR_GONE: Figure = fact("- bare Job: last program's end to all deleted, ms");
+const FLOOR_GONE: Figure = fact("- bare Job: last program's end to all deleted by force, ms");
 const FLOOR_REPORTED: Figure = fact("- of that until the API server says that it has ended, ms");
 const FLOOR_DELETED: Figure = fact("- of that from the deletion on, ms");
 const ABOVE_GONE: Figure = fact("- difference of the two, ms");
@@ -351,7 +351,7 @@ pub(crate) fn table(place: &Place, repetitions: usize, warm: &Measured, timeline
 fn once(place: &Place, table: &mut Table, warm: &Measured, phase_ms: u64) -> anyhow::Result<Measured> {
     let phase = Duration::from_millis(phase_ms);
     thread::sleep(phase);
-    let bare = bare::measure(place, &warm.image, 1_000 + phase_ms, Deletion::Reported)?;
+    let bare = bare::measure(place, &warm.image, 1_000 + phase_ms, Deletion::ReportedByForce)?;
     thread::sleep(phase);
     let run = measure(place, phase_ms)?;
     record(table, &run, &bare)?;
