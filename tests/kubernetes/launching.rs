@@ -11,7 +11,7 @@ use fairing_tests::law::Law;
 
 use super::relay::{Moment, Proxy, Relay, Verdict};
 use super::support::{Ended, PATIENCE, Program, Running, Signal};
-use super::{LAW, Namespace};
+use super::{LAW, Namespace, wait_for};
 
 /// In each of them the objects of a run are others.
 const FORMATS: [&str; 3] = ["jobs", "jobset", "tfjob"];
@@ -264,6 +264,42 @@ fn a_lost_answer_does_not_disturb_a_launch() {
         start(namespace.through(&relay, &law, format), &relay).end().code(0);
         let twice = relay.answered().iter().filter(|answer| answer.starts_with("PATCH ")).count();
         assert_eq!(twice, 2, "{:?}", relay.answered());
+    });
+    namespace.is_empty();
+}
+
+/// The owner has failed, or is gone with all that it owned.
+#[test]
+fn a_launch_that_takes_too_long_is_given_up_and_says_so() {
+    let namespace = Namespace::new();
+    let proxy = Proxy::start();
+    at_once(&[("jobs", "1s"), ("jobs", "1m"), ("jobset", "1s"), ("tfjob", "1s")], |&(format, ttl)| {
+        // What is to release the run waits until it is too late.
+        let ((calls, called), (goes_on, go_on)) = (sync_channel(1), sync_channel(1));
+        let (go_on, is_known) = (Mutex::new(go_on), AtomicBool::new(false));
+        let relay = Relay::new(&proxy, move |moment| {
+            if moment.answer.is_none() && moment.request.releases() && !is_known.swap(true, Ordering::Relaxed) {
+                calls.send(moment.request.path.clone()).unwrap();
+                go_on.lock().unwrap().recv().unwrap();
+            }
+            Verdict::Pass
+        });
+        let law = Law { learning_rate: 0.04, ..SHORT };
+        let running = start(namespace.through(&relay, &law, format).env("FAIRING_TTL", ttl), &relay);
+        let path = called.recv_timeout(PATIENCE).unwrap();
+        let owner = path.split('?').next().unwrap().rsplit('/').next().unwrap();
+        let run = owner.strip_suffix("-ps").unwrap_or(owner);
+        let failed = "jsonpath={.items[*].status.conditions[?(@.type==\"Failed\")].reason}";
+        wait_for(|| match ttl {
+            "1s" => namespace.left_of(run).is_empty(),
+            _ => namespace.kubectl(&["get", "jobs", "--output", failed]).contains("DeadlineExceeded"),
+        });
+        goes_on.send(()).unwrap();
+        running
+            .end()
+            .code(1)
+            .says("waiting for the cluster to create the objects of the run")
+            .says("it took too long to create its objects, and the cluster has given it up (is it overloaded?");
     });
     namespace.is_empty();
 }

@@ -156,7 +156,8 @@ pub(super) async fn undo(cluster: &Cluster, objects: &Objects) -> Vec<String> {
     };
     let (namespace, run) = (cluster.namespace(), &objects.run);
     vec![format!(
-        "something of the run `{run}` may be left in the namespace `{namespace}`, and is removed by itself: {left}"
+        "something of the run `{run}` may be left in the namespace `{namespace}`: {left} (the cluster removes it by itself, at \
+         the latest when `launch_timeout` and `ttl` have passed; `fairing_core::delete(\"{run}\")` removes it now)"
     )]
 }
 

@@ -192,6 +192,47 @@ fn suspended_objects_are_held_by_an_anchor() {
 }
 
 #[test]
+fn a_release_changes_what_held_the_owner_and_nothing_else() {
+    for (format, ps, release) in [
+        (Format::Jobs, 1, json!({ "spec": { "parallelism": 1, "activeDeadlineSeconds": 25 * 3600 } })),
+        (Format::Jobs, 0, json!({ "spec": { "parallelism": 2, "activeDeadlineSeconds": 25 * 3600 } })),
+        (Format::JobSet, 1, json!({ "metadata": { "ownerReferences": null }, "spec": { "suspend": false } })),
+        (
+            Format::TfJob,
+            1,
+            json!({ "metadata": { "ownerReferences": null }, "spec": { "runPolicy": { "suspend": false } } }),
+        ),
+    ] {
+        let scene = scene(format, LaunchOptions::new());
+        assert_eq!(objects(&scene, &usual(&scene, 2, ps)).release(), release);
+    }
+}
+
+#[test]
+fn a_launch_knows_its_own_objects_from_those_of_others() {
+    for format in [Format::Jobs, Format::JobSet, Format::TfJob] {
+        let scene = scene(format, LaunchOptions::new());
+        let usual = usual(&scene, 2, 1);
+        let another = LaunchPlan { caller: b"another".to_vec(), ..usual.clone() };
+        let all = |plan: &LaunchPlan| {
+            let Objects { held, rest, .. } = objects(&scene, plan);
+            held.into_iter().chain(rest).collect::<Vec<_>>()
+        };
+        for (own, others) in all(&usual).iter().zip(all(&another)) {
+            let annotations = |manifest: &Manifest| {
+                serde_json::from_value::<BTreeMap<String, String>>(manifest.object["metadata"]["annotations"].clone())
+            };
+            assert!(own.is_of_the_same_launch(Some(&annotations(own).unwrap())));
+            assert!(!own.is_of_the_same_launch(Some(&annotations(&others).unwrap())));
+            assert!(!own.is_of_the_same_launch(None));
+        }
+        // Nothing is created by a dry run, which has no caller.
+        let dry = LaunchPlan { caller: Vec::new(), ..usual };
+        assert!(all(&dry).iter().all(|manifest| !manifest.is_of_the_same_launch(Some(&BTreeMap::new()))));
+    }
+}
+
+#[test]
 fn what_becomes_of_a_lost_worker_follows_mode_and_rejoin() {
     let scene = scene(Format::Jobs, LaunchOptions::new());
     let summary = |mode: Mode, rejoin_s: u64| {
