@@ -3,7 +3,6 @@
 //! Every line comes with the time at which the node took it. A connection that broke is asked for again from the second of
 //! the last line, and what was delivered before is skipped.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::AsyncReadExt as _;
@@ -11,6 +10,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::api::LogParams;
+use tokio::sync::watch;
 
 use super::super::lines::Lines;
 use super::client::Cluster;
@@ -24,12 +24,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const BEGIN: Duration = Duration::from_secs(20);
 /// How long the cluster may take to say that a container has ended whose stream has; longer, and the stream was cut off.
 const VERDICT: Duration = Duration::from_secs(2);
-/// How often the end of a container is looked for once its stream has ended.
-const NAP: Duration = Duration::from_millis(20);
-/// How often a silent stream is thought about.
-const LOOK: Duration = Duration::from_secs(10);
 /// A stream that was silent for so long is opened again.
 const MOST_SILENT: Duration = Duration::from_secs(300);
+/// The same of one that began when the container had ended, in which everything is there already.
+const MOST_SILENT_AT_THE_END: Duration = Duration::from_secs(10);
 /// Bytes that are read at once.
 const CHUNK_BYTES: usize = 32 << 10;
 /// Longest text of a time, with the space behind it; what is longer is none.
@@ -37,26 +35,33 @@ const MOST_TIME_BYTES: usize = 48;
 
 /// Follows the log of the only container of the pod `name` to its end.
 ///
-/// `deliver` gets each line. `life` says whether the container has ended, so that a stream that ends then has told
-/// everything, and whether its pod is gone.
-pub(super) async fn follow<F>(cluster: &Cluster, name: &str, mut deliver: impl FnMut(String) -> F, life: &Life)
-where
+/// `deliver` gets each line. `life` says whether the container has ended, so that a stream that begins then tells everything,
+/// and whether its pod is gone.
+pub(super) async fn follow<F>(
+    cluster: &Cluster,
+    name: &str,
+    mut deliver: impl FnMut(String) -> F,
+    mut life: watch::Receiver<Life>,
+) where
     F: Future<Output = ()>,
 {
     let pods: Api<Pod> = cluster.api();
     let mut place = Place::default();
     let mut pause = FIRST_PAUSE;
-    let ended = || life.has_ended.load(Ordering::Acquire);
-    while !life.is_gone.load(Ordering::Acquire) {
+    loop {
         // Looked at before: what is written before the end is in the stream that begins after it.
-        let had_ended = ended();
-        let heard = stream(&pods, name, &mut place, &mut deliver, &ended).await;
-        match heard {
+        let before = *life.borrow();
+        if before == Life::IsGone {
+            return;
+        }
+        let had_ended = before == Life::HasEnded;
+        match stream(&pods, name, &mut place, &mut deliver, &mut life, had_ended).await {
             Heard::All | Heard::Absent if had_ended => return,
+            Heard::Cut => continue,
             // The node closes a stream when the container has ended, before the cluster says so.
             Heard::All => {
                 pause = FIRST_PAUSE;
-                let _ = tokio::time::timeout(VERDICT, until(&ended)).await;
+                let _ = tokio::time::timeout(VERDICT, end(&mut life)).await;
                 continue;
             }
             // The pod may be gone with its log, and nobody says so.
@@ -68,10 +73,10 @@ where
     }
 }
 
-async fn until(ended: &impl Fn() -> bool) {
-    while !ended() {
-        tokio::time::sleep(NAP).await;
-    }
+/// Waits for the end of the container.
+async fn end(life: &mut watch::Receiver<Life>) {
+    // With nobody left who would say so, it is over too.
+    let _ = life.wait_for(|life| *life >= Life::HasEnded).await;
 }
 
 /// How one stream ended.
@@ -82,6 +87,9 @@ enum Heard {
     Absent,
     /// The connection broke, or did not come about.
     Broken,
+    /// Not at all: the container has ended meanwhile. The node notices with up to a second's delay that a silent container
+    /// writes no more, and who asks again hears the rest at once.
+    Cut,
 }
 
 async fn stream<F>(
@@ -89,36 +97,34 @@ async fn stream<F>(
     name: &str,
     place: &mut Place,
     deliver: &mut impl FnMut(String) -> F,
-    ended: &impl Fn() -> bool,
+    life: &mut watch::Receiver<Life>,
+    had_ended: bool,
 ) -> Heard
 where
     F: Future<Output = ()>,
 {
     let parameters = LogParams { follow: true, timestamps: true, since_time: place.time, ..LogParams::default() };
-    let mut log = match tokio::time::timeout(BEGIN, pods.log_stream(name, &parameters)).await {
+    let beginning = tokio::time::timeout(BEGIN, pods.log_stream(name, &parameters));
+    let mut log = match beginning.await {
         Ok(Ok(log)) => Box::pin(log),
         Ok(Err(kube::Error::Api(status))) if status.code == 404 || status.code == 400 => return Heard::Absent,
         Ok(Err(_)) | Err(_) => return Heard::Broken,
     };
     let mut cutter = Cutter::new(place);
     let mut chunk = vec![0; CHUNK_BYTES];
-    let mut silent = Duration::ZERO;
+    // A connection that was cut off says nothing for ever, as a program may for long.
+    let most_silent = if had_ended { MOST_SILENT_AT_THE_END } else { MOST_SILENT };
     loop {
-        let size = match tokio::time::timeout(LOOK, log.read(&mut chunk)).await {
+        let read = tokio::select! {
+            read = tokio::time::timeout(most_silent, log.read(&mut chunk)) => read,
+            () = end(life), if !had_ended => return Heard::Cut,
+        };
+        let size = match read {
             Ok(Ok(0)) => break,
             Ok(Ok(size)) => size,
             // A line that did not come whole comes again.
-            Ok(Err(_)) => return Heard::Broken,
-            // A connection that was cut off says nothing for ever, as a program may for long.
-            Err(_) => {
-                silent += LOOK;
-                match ended() || silent >= MOST_SILENT {
-                    true => return Heard::Broken,
-                    false => continue,
-                }
-            }
+            Ok(Err(_)) | Err(_) => return Heard::Broken,
         };
-        silent = Duration::ZERO;
         let mut lines = Vec::new();
         cutter.push(&chunk[..size], |line| lines.push(line));
         for line in lines {

@@ -9,7 +9,9 @@ use futures_util::future::join_all;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, DynamicObject, ListParams, WatchEvent, WatchParams};
-use kube::{Api, ResourceExt as _};
+use kube::core::Request;
+use kube::{Api, Resource as _, ResourceExt as _};
+use reqwest::header::{ACCEPT, HeaderValue};
 
 use super::apply::{Applied, Named, api};
 use super::client::{Cluster, ClusterError};
@@ -30,6 +32,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A watch for pods that go is opened again after that time: one that was cut off says nothing for ever.
 const WATCHED: Duration = Duration::from_secs(10);
+
+/// Asks for a list of which only the metadata matter.
+const METADATA_ONLY: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
 
 /// Seconds that pods get to end: they have had their time before.
 const GRACE_SECONDS: u32 = 1;
@@ -57,12 +62,10 @@ pub(super) async fn remove(cluster: &Cluster, applied: &Applied, has_ended: bool
         }
     });
     let selector = format!("{RUN_LABEL}={run}");
-    let pods: Api<Pod> = cluster.api();
     let ending = async {
-        let parameters = DeleteParams::background().grace_period(if has_ended { 0 } else { GRACE_SECONDS });
-        let selected = ListParams::default().labels(&selector);
-        let end = || pods.delete_collection(&parameters, &selected);
-        cluster.ask_until("end the pods of a run", deadline, end).await.map(drop)
+        let grace_seconds = if has_ended { 0 } else { GRACE_SECONDS };
+        let end = || end_pods(cluster, &selector, grace_seconds);
+        cluster.ask_until("end the pods of a run", deadline, end).await
     };
     let (deleted, ended) = tokio::join!(join_all(deleting), ending);
     let mut staying = Vec::new();
@@ -91,6 +94,17 @@ pub(super) async fn remove(cluster: &Cluster, applied: &Applied, has_ended: bool
         }
         Err(error) => vec![format!("whether the run `{run}` is gone is not known: {error}")],
     }
+}
+
+/// Ends all pods that are selected.
+async fn end_pods(cluster: &Cluster, selector: &str, grace_seconds: u32) -> Result<(), kube::Error> {
+    let parameters = DeleteParams::background().grace_period(grace_seconds);
+    let selected = ListParams::default().labels(selector);
+    let pods = Request::new(Pod::url_path(&(), Some(cluster.namespace())));
+    let mut request = pods.delete_collection(&parameters, &selected).map_err(kube::Error::BuildRequest)?;
+    // The answer lists them all, and nobody reads it: 25 MiB for a hundred of them, if they came whole.
+    request.headers_mut().insert(ACCEPT, HeaderValue::from_static(METADATA_ONLY));
+    cluster.client().request_text(request).await.map(drop)
 }
 
 /// Waits until everything is gone, and says what is left at the deadline.

@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, stream};
@@ -118,17 +117,18 @@ struct Seen {
 
 struct Log {
     task: JoinHandle<()>,
-    life: Arc<Life>,
+    life: watch::Sender<Life>,
     done: bool,
 }
 
-/// What those who follow a log have to know of its pod.
-#[derive(Default)]
-pub(super) struct Life {
+/// What those who follow a log have to know of its pod: one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Life {
+    Runs,
     /// The container has ended.
-    pub(super) has_ended: AtomicBool,
+    HasEnded,
     /// The pod is gone, and what has its name is another one.
-    pub(super) is_gone: AtomicBool,
+    IsGone,
 }
 
 impl Drop for Log {
@@ -584,9 +584,7 @@ impl State {
 impl Seen {
     fn end(&mut self, exit: Exit) {
         self.ended.get_or_insert((exit, Instant::now()));
-        if let Some(log) = &self.log {
-            log.life.has_ended.store(true, Ordering::Release);
-        }
+        self.comes_to(Life::HasEnded);
     }
 
     /// The pod is gone, and how its container ended may not have been seen.
@@ -596,16 +594,19 @@ impl Seen {
 
     /// Who asks for its log by name would be given another one's.
     fn has_lost_its_name(&mut self) {
+        self.comes_to(Life::IsGone);
+    }
+
+    fn comes_to(&self, life: Life) {
         if let Some(log) = &self.log {
-            log.life.is_gone.store(true, Ordering::Release);
+            log.life.send_if_modified(|known| std::mem::replace(known, life.max(*known)) < life);
         }
     }
 }
 
 /// Follows the log of a pod whose container has started.
 fn follow(observed: &Observed, notices: &mpsc::Sender<Notice>, replica: Replica, seen: &Seen) -> Log {
-    let life = Arc::new(Life { has_ended: seen.ended.is_some().into(), ..Life::default() });
-    let known = life.clone();
+    let (life, known) = watch::channel(if seen.ended.is_some() { Life::HasEnded } else { Life::Runs });
     let (cluster, events, notices) = (observed.cluster.clone(), observed.events.clone(), notices.clone());
     let (name, uid) = (seen.name.clone(), seen.uid.clone());
     let last_lines = observed.last_lines[&replica].clone();
@@ -615,7 +616,7 @@ fn follow(observed: &Observed, notices: &mpsc::Sender<Notice>, replica: Replica,
             // A cluster does not tell the two streams apart.
             async move { last_lines.deliver_async(&events, replica, Stream::Stdout, text).await }
         };
-        logs::follow(&cluster, &name, deliver, &known).await;
+        logs::follow(&cluster, &name, deliver, known).await;
         let _ = notices.send(Notice::Told { uid }).await;
     });
     Log { task, life, done: false }

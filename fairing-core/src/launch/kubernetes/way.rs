@@ -18,6 +18,9 @@ use super::client::{Cluster, words};
 /// How long the API server may take to open a way.
 const OPEN: Duration = Duration::from_secs(20);
 
+/// How long one attempt waits for the coordinator's pod: whoever makes it wants to look up now and then.
+const NEWS: Duration = Duration::from_secs(1);
+
 /// Pause before the second attempt; it doubles. The program takes a moment to listen, and each attempt costs the API
 /// server and the node a connection.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -76,7 +79,12 @@ impl Forward {
 
 impl Way for Forward {
     fn connect(&self) -> io::Result<UnixStream> {
-        let Some(pod) = self.pod.borrow().clone() else {
+        let mut pod = self.pod.clone();
+        let known = async {
+            let pod = tokio::time::timeout(NEWS, pod.wait_for(Option::is_some)).await.ok()?.ok()?;
+            pod.clone()
+        };
+        let Some(pod) = self.cluster.reactor().wait(known) else {
             return Err(refused("the coordinator's pod does not run yet".to_owned()));
         };
         self.wait();
