@@ -1,5 +1,6 @@
 //! Faults under operators, which have views of their own on what is to be done.
 
+use super::runs::fairing_runs;
 use super::*;
 
 /// What else than plain Jobs runs replicas.
@@ -30,6 +31,14 @@ fn a_run_that_takes_longer_than_its_deadline_fails_for_that_reason() {
         ended.says("Error: the run took longer than its `deadline` of 6s, and the cluster ended it (set `deadline` or");
         namespace.is_empty();
     }
+    // Whoever attaches afterwards hears the same.
+    let program = law(&namespace, &endless(), "jobs").env("FAIRING_DEADLINE", "3s").env("FAIRING_DETACH", "1");
+    let ended = program.run().code(0);
+    let path = "jsonpath={.items[*].status.conditions[*].reason}";
+    wait_for(|| namespace.kubectl(&["get", "jobs", "--output", path]).contains("DeadlineExceeded"));
+    let attached = fairing_runs(&namespace, &["attach", ended.own_lines()[0]]).run().code(1);
+    attached.says("Error: the run took longer than its `deadline` of 3s");
+    namespace.is_empty();
 }
 
 #[test]

@@ -2,7 +2,8 @@
 
 use super::*;
 
-fn fairing_runs(namespace: &Namespace, arguments: &[&str]) -> Program {
+/// The command line, for this namespace.
+pub(super) fn fairing_runs(namespace: &Namespace, arguments: &[&str]) -> Program {
     let program = namespace.target(Program::new(&example("fairing_runs")));
     arguments.iter().fold(program, |program, argument| program.argument(argument))
 }

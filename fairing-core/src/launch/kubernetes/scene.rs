@@ -145,6 +145,11 @@ pub(super) fn companions(run: &str, owner: &Named) -> Vec<Named> {
         companions.push(named(ApiResource::erase::<Service>(&()), run.to_owned()));
     } else {
         companions.push(named(ApiResource::erase::<Job>(&()), format!("{run}-launch")));
+        if owner.resource.kind == "JobSet" {
+            // Its controller's, of which the garbage collector takes half a minute where the operator is new.
+            let job = |role: Role| named(ApiResource::erase::<Job>(&()), format!("{run}-{role}-0"));
+            companions.extend([Role::Ps, Role::Worker].map(job));
+        }
     }
     companions
 }

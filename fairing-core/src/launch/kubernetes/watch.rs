@@ -385,7 +385,7 @@ impl State {
         {
             let reason = format!("{reason}: {message}");
             self.failed.insert(role, reason.clone());
-            self.ends(format!("the cluster ends the Job of the {role}s: {reason}"), &reason).await;
+            self.ends(format!("the cluster ends the {role} Job: {reason}"), &reason).await;
         }
     }
 
