@@ -161,6 +161,7 @@ impl Watch {
             stopping: false,
             killed: false,
             replaced: false,
+            is_gone: false,
             ended,
             coordinator: None,
             joined: BTreeSet::new(),
@@ -312,6 +313,8 @@ struct Watcher {
     killed: bool,
     /// Another process follows the run now.
     replaced: bool,
+    /// Its end has removed all of it.
+    is_gone: bool,
     ended: Arc<AtomicBool>,
     coordinator: Option<Connection>,
     joined: BTreeSet<Replica>,
@@ -375,7 +378,9 @@ impl Watcher {
         } else {
             let launched = &mut self.launched;
             let what = "what is left of the run to be removed";
-            for left in patiently(self.view.as_mut(), what, || launched.end()) {
+            let left = patiently(self.view.as_mut(), what, || launched.end());
+            self.is_gone = left.is_empty();
+            for left in left {
                 self.show(&Event::Warning(left));
             }
         }
@@ -844,7 +849,8 @@ impl Watcher {
         match error {
             Some(error) => {
                 if matches!(error, RunError::Killed) {
-                    self.view.say("stopped before there was a result; nothing is left running");
+                    let nothing = if self.is_gone { "; nothing is left running" } else { "" };
+                    self.view.say(&format!("stopped before there was a result{nothing}"));
                 }
                 Err(error)
             }

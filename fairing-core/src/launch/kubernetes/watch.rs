@@ -168,8 +168,16 @@ pub(super) async fn observe(observed: Observed) {
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let seats = observed.topology.replicas().map(|replica| (replica, seat())).collect();
-    let mut state =
-        State { seats, failed: BTreeMap::new(), used_up: BTreeSet::new(), notices, listed: None, away: None, observed };
+    let mut state = State {
+        seats,
+        failed: BTreeMap::new(),
+        used_up: BTreeSet::new(),
+        notices,
+        listed: None,
+        has_looked: false,
+        away: None,
+        observed,
+    };
     loop {
         tokio::select! {
             Some(event) = pods.next() => match event {
@@ -215,6 +223,8 @@ struct State {
     notices: mpsc::Sender<Notice>,
     /// The pods of a list that is being told; those that are not in it are gone.
     listed: Option<Vec<String>>,
+    /// All pods that there were at first are known.
+    has_looked: bool,
     /// Since when the API server does not answer, and whether that has been said.
     away: Option<(Instant, bool)>,
     observed: Observed,
@@ -249,6 +259,7 @@ impl State {
                 self.pod(&pod);
             }
             Event::InitDone => {
+                self.has_looked = true;
                 let Some(listed) = self.listed.take() else { return };
                 for seat in self.seats.values_mut() {
                     if let Some(seen) = seat.pod.as_mut().filter(|seen| !listed.contains(&seen.uid)) {
@@ -497,7 +508,7 @@ impl State {
         }
         let Some(seen) = &seat.pod else {
             // The Job failed before it made this pod.
-            if let Some(reason) = has_failed {
+            if let Some(reason) = has_failed.filter(|_| self.has_looked) {
                 seat.over = true;
                 self.observed.events.send_async(ReplicaEvent::Doomed { replica, reason }).await;
             }
