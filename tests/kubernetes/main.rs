@@ -386,7 +386,7 @@ fn the_rights_that_the_dry_run_prints_suffice() {
     let path = folder.path().join("kubeconfig");
     fs::write(&path, kubeconfig.stdout).unwrap();
     let program = namespace.law(&law, 2, 1).env("KUBECONFIG", path.to_str().unwrap());
-    let ended = program.run().says("not checked: whether a node is large enough");
+    let ended = program.run().says("whether a node is large enough and of the image's architecture was not checked");
     trained_as_in_memory(&law, Topology::new(2, 1), ended);
     namespace.is_empty();
     namespace.kubectl(&["delete", "rolebinding", "trainer"]);

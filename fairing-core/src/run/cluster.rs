@@ -20,7 +20,7 @@ use crate::topology::{Address, Replica, Topology};
 /// [`RunError::Config`] and [`RunError::Cluster`].
 pub fn runs() -> Result<Vec<ClusterRun>, RunError> {
     let (cluster, _) = cluster()?;
-    Ok(cluster.runs()?)
+    Ok(patiently(&cluster, || cluster.runs())?)
 }
 
 /// Attaches to a run that goes on, or that keeps its result, on any machine that may read its Secrets: shows it from the
@@ -88,8 +88,8 @@ pub fn stop(run: &str) -> Result<Outcome, RunError> {
 pub fn delete(run: &str) -> Result<(), RunError> {
     let (cluster, _) = cluster()?;
     // Of a launch that broke off there may be an owner and nothing else.
-    let Some(applied) = cluster.owner(run)? else { return Err(no_such_run(&cluster, run)?) };
-    let left = cluster.remove(&applied);
+    let Some(applied) = patiently(&cluster, || cluster.owner(run))? else { return Err(no_such_run(&cluster, run)?) };
+    let left = patiently(&cluster, || cluster.remove(&applied));
     if left.is_empty() { Ok(()) } else { Err(RunError::LeftBehind { left }) }
 }
 
@@ -100,8 +100,8 @@ pub fn delete(run: &str) -> Result<(), RunError> {
 /// [`RunError::NoSuchRun`] if there is none of this name, [`RunError::Cluster`].
 pub fn logs(run: &str, replica: Replica) -> Result<Option<String>, RunError> {
     let (cluster, _) = cluster()?;
-    let log = cluster.logs(run, replica)?;
-    if log.is_none() && cluster.owner(run)?.is_none() {
+    let log = patiently(&cluster, || cluster.logs(run, replica))?;
+    if log.is_none() && patiently(&cluster, || cluster.owner(run))?.is_none() {
         return Err(no_such_run(&cluster, run)?);
     }
     Ok(log)
@@ -116,7 +116,15 @@ pub fn logs(run: &str, replica: Replica) -> Result<Option<String>, RunError> {
 ///
 /// [`RunError::Cluster`].
 pub fn sweep_cluster() -> Result<Vec<String>, RunError> {
-    Ok(cluster()?.0.sweep()?)
+    let (cluster, _) = cluster()?;
+    Ok(patiently(&cluster, || cluster.sweep())?)
+}
+
+/// Asks the cluster, and says so if that takes long.
+fn patiently<T: Send>(cluster: &Cluster, ask: impl FnOnce() -> T + Send) -> T {
+    let what = format!("the cluster at {} to answer", cluster.server());
+    let mut view = terminal(Topology::new(1, 0), &ProcessEnv);
+    watch::patiently(view.as_mut(), &what, ask)
 }
 
 /// The cluster and the configuration, as far as they are not about one program.
@@ -131,7 +139,7 @@ fn cluster() -> Result<(Cluster, Config), RunError> {
 }
 
 fn attachment(cluster: &Cluster, run: &str) -> Result<Attachment, RunError> {
-    match cluster.attachment(run)? {
+    match patiently(cluster, || cluster.attachment(run))? {
         Some(attachment) => Ok(attachment),
         None => Err(no_such_run(cluster, run)?),
     }

@@ -413,7 +413,7 @@ fn detach(launcher: Box<dyn Launcher>, plan: LaunchPlan, view: &mut dyn View) ->
     let (events, _) = sync_channel(1);
     let (plan, mut launched) = watch::launch(launcher, plan, &events, &interrupts, view)?;
     if interrupts.so_far() > 0 {
-        for left in launched.end() {
+        for left in watch::patiently(view, "what was started to be removed", || launched.end()) {
             view.show(&Event::Warning(left), Instant::now());
         }
         view.say("stopped as soon as the replicas were started");

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::ship::Shipment;
 use super::{RunError, Subject};
 use crate::config::{Config, Env as _, ProcessEnv};
+use crate::image::Architecture;
 use crate::launch::LaunchPlan;
 use crate::launch::kubernetes::manifest::{self, MAX_VALUE_BYTES, Provenance, Scene};
 use crate::launch::kubernetes::{Cluster, ClusterRun, ClusterRunState, PreflightError};
@@ -46,7 +47,7 @@ pub(super) fn cluster(
     let asking = |scene: &mut Scene| {
         Cluster::find(settings.context.as_deref(), settings.namespace.as_deref()).and_then(|cluster| {
             scene.settle(|| cluster.serves_jobsets())?;
-            let checked = scene.preflight(&plan(scene)).check(&cluster);
+            let checked = scene.preflight(&plan(scene)).check(&cluster, &architectures(config));
             Ok((cluster, checked))
         })
     };
@@ -68,7 +69,7 @@ pub(super) fn cluster(
         }
     };
     for note in notes {
-        view.say(&format!("not checked: {note}"));
+        view.say(&note);
     }
     if !settings.another {
         let value = manifest::value_hash(value);
@@ -79,4 +80,13 @@ pub(super) fn cluster(
         }
     }
     Ok(cluster)
+}
+
+/// What the image can run on, if fairing makes it: names of architectures as Kubernetes has them too.
+fn architectures(config: &Config) -> Vec<String> {
+    match (&config.image.finished, config.image.architectures.as_slice()) {
+        (Some(_), _) => Vec::new(),
+        (None, []) => Architecture::current().map(|running| running.to_string()).into_iter().collect(),
+        (None, named) => named.to_vec(),
+    }
 }

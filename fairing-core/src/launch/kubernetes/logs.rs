@@ -28,12 +28,14 @@ const VERDICT: Duration = Duration::from_secs(2);
 const MOST_SILENT: Duration = Duration::from_secs(300);
 /// The same of one that began when the container had ended, in which everything is there already.
 const MOST_SILENT_AT_THE_END: Duration = Duration::from_secs(10);
+/// How long a stream may be silent, once its container has ended, before it is not waited for any more.
+const REST: Duration = Duration::from_millis(50);
 /// Bytes that are read at once.
 const CHUNK_BYTES: usize = 32 << 10;
 /// Longest text of a time, with the space behind it; what is longer is none.
 const MOST_TIME_BYTES: usize = 48;
 
-/// Follows the log of the only container of the pod `name` to its end.
+/// Follows the log of the only container of the pod `name` to its end. Returns whether all of it could be had.
 ///
 /// `deliver` gets each line. `life` says whether the container has ended, so that a stream that begins then tells everything,
 /// and whether its pod is gone.
@@ -42,7 +44,8 @@ pub(super) async fn follow<F>(
     name: &str,
     mut deliver: impl FnMut(String) -> F,
     mut life: watch::Receiver<Life>,
-) where
+) -> bool
+where
     F: Future<Output = ()>,
 {
     let pods: Api<Pod> = cluster.api();
@@ -52,25 +55,32 @@ pub(super) async fn follow<F>(
         // Looked at before: what is written before the end is in the stream that begins after it.
         let before = *life.borrow();
         if before == Life::IsGone {
-            return;
+            return true;
         }
         let had_ended = before == Life::HasEnded;
         match stream(&pods, name, &mut place, &mut deliver, &mut life, had_ended).await {
-            Heard::All | Heard::Absent if had_ended => return,
+            Heard::All | Heard::Absent if had_ended => return true,
             Heard::Cut => continue,
             // The node closes a stream when the container has ended, before the cluster says so.
             Heard::All => {
-                pause = FIRST_PAUSE;
-                let _ = tokio::time::timeout(VERDICT, end(&mut life)).await;
-                continue;
+                if tokio::time::timeout(VERDICT, end(&mut life)).await.is_ok() {
+                    pause = FIRST_PAUSE;
+                    continue;
+                }
             }
             // The pod may be gone with its log, and nobody says so.
-            Heard::Broken if had_ended && pause == LONGEST_PAUSE => return,
+            Heard::Broken if had_ended && pause == LONGEST_PAUSE => return false,
             Heard::Absent | Heard::Broken => {}
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
+}
+
+/// The second in which `time` is. The client would round to the nearest one, and what was written in between would be lost.
+fn whole_second(time: Timestamp) -> Timestamp {
+    let floor = time.as_second() - i64::from(time.subsec_nanosecond() < 0);
+    Timestamp::from_second(floor).unwrap_or(time)
 }
 
 /// Waits for the end of the container.
@@ -103,7 +113,8 @@ async fn stream<F>(
 where
     F: Future<Output = ()>,
 {
-    let parameters = LogParams { follow: true, timestamps: true, since_time: place.time, ..LogParams::default() };
+    let since_time = place.time.map(whole_second);
+    let parameters = LogParams { follow: true, timestamps: true, since_time, ..LogParams::default() };
     let beginning = tokio::time::timeout(BEGIN, pods.log_stream(name, &parameters));
     let mut log = match beginning.await {
         Ok(Ok(log)) => Box::pin(log),
@@ -114,14 +125,21 @@ where
     let mut chunk = vec![0; CHUNK_BYTES];
     // A connection that was cut off says nothing for ever, as a program may for long.
     let most_silent = if had_ended { MOST_SILENT_AT_THE_END } else { MOST_SILENT };
+    let mut cut = false;
     loop {
+        let most_silent = if cut { REST } else { most_silent };
         let read = tokio::select! {
             read = tokio::time::timeout(most_silent, log.read(&mut chunk)) => read,
-            () = end(life), if !had_ended => return Heard::Cut,
+            // What is on its way is read: the pod, and its log with it, may be gone before it can be asked for again.
+            () = end(life), if !had_ended && !cut => {
+                cut = true;
+                continue;
+            }
         };
         let size = match read {
             Ok(Ok(0)) => break,
             Ok(Ok(size)) => size,
+            Err(_) if cut => return Heard::Cut,
             // A line that did not come whole comes again.
             Ok(Err(_)) | Err(_) => return Heard::Broken,
         };
@@ -276,6 +294,28 @@ mod tests {
                 let pieces = [&LOG[..first], &LOG[first..second], &LOG[second..]];
                 assert_eq!(cut(&mut Place::default(), &pieces, true), whole, "{first} {second}");
             }
+        }
+    }
+
+    #[test]
+    fn a_log_is_asked_for_again_from_before_its_last_line() {
+        for (text, expected) in [
+            ("2026-01-02T03:04:05.7Z", "2026-01-02T03:04:05Z"),
+            ("2026-01-02T03:04:05.000000001Z", "2026-01-02T03:04:05Z"),
+            ("2026-01-02T03:04:05Z", "2026-01-02T03:04:05Z"),
+            ("1969-12-31T23:59:58.5Z", "1969-12-31T23:59:58Z"),
+        ] {
+            let (time, expected) = (text.parse().unwrap(), expected.parse::<Timestamp>().unwrap());
+            let parameters = LogParams { since_time: Some(whole_second(time)), ..LogParams::default() };
+            let asked = kube::core::Request::new("").logs("pod", &parameters).unwrap();
+            assert!(asked.uri().to_string().contains("sinceTime"), "{}", asked.uri());
+            assert_eq!(whole_second(time), expected, "{text}");
+            // The client itself rounds, which must not change it.
+            assert!(
+                asked.uri().to_string().replace("%3A", ":").ends_with(&format!("sinceTime={expected}")),
+                "{}",
+                asked.uri()
+            );
         }
     }
 

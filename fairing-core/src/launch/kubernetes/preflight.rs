@@ -82,12 +82,12 @@ impl Preflight {
     /// # Errors
     ///
     /// [`PreflightError`] with everything that would fail.
-    pub fn check(&self, cluster: &Cluster) -> Result<Vec<String>, PreflightError> {
+    pub fn check(&self, cluster: &Cluster, architectures: &[String]) -> Result<Vec<String>, PreflightError> {
         let (mut problems, notes) = cluster.reactor().wait(async {
             let rights = self.rights(cluster);
             let pods = self.admission(cluster);
             let room = self.room(cluster);
-            let nodes = self.nodes(cluster);
+            let nodes = self.nodes(cluster, architectures);
             let references = self.references(cluster);
             let found = tokio::join!(rights, pods, references, room, nodes);
             let mut all = Found::default();
@@ -291,7 +291,7 @@ impl Preflight {
     }
 
     /// Whether some node could hold a pod of each role, if nothing else were there.
-    async fn nodes(&self, cluster: &Cluster) -> Found {
+    async fn nodes(&self, cluster: &Cluster, architectures: &[String]) -> Found {
         let mut found = Found::default();
         if !self.check_nodes {
             return found;
@@ -338,6 +338,18 @@ impl Preflight {
                 found
                     .problems
                     .push(format!("no node has the labels {} (`node_selector`; {way_around})", selector.join(", ")));
+                break;
+            }
+            let architecture = |node: &Node| Some(node.status.as_ref()?.node_info.as_ref()?.architecture.clone());
+            let is_of = |node: &Node| architecture(node).is_none_or(|it| architectures.contains(&it));
+            if !architectures.is_empty() && !selected.iter().any(|node| is_of(node)) {
+                let theirs: BTreeSet<String> = selected.iter().filter_map(|node| architecture(node)).collect();
+                let theirs = theirs.into_iter().collect::<Vec<_>>().join(", ");
+                found.problems.push(format!(
+                    "no node runs what is built for {} (they are {theirs}: set `architectures` or FAIRING_ARCHITECTURES, \
+                     {way_around})",
+                    architectures.join(", ")
+                ));
                 break;
             }
             if !selected.iter().any(|node| fits(node)) {

@@ -35,6 +35,9 @@ const LOOK: Duration = Duration::from_millis(250);
 /// How long a pod that has a node may take to start: the pull of a large image over a slow line.
 const START_TIMEOUT: Duration = Duration::from_secs(1800);
 
+/// A watch that has not failed for so long works: longer than the pause before it is tried again.
+const RECOVERED: Duration = Duration::from_secs(40);
+
 /// A wait that is longer is spoken of.
 const QUIET: Duration = Duration::from_secs(2);
 
@@ -142,6 +145,8 @@ enum Notice {
     /// The log of this pod has been told to its end.
     Told {
         uid: String,
+        /// Whether nothing is missing.
+        whole: bool,
     },
     Event(Box<ClusterEvent>),
 }
@@ -182,7 +187,6 @@ pub(super) async fn observe(observed: Observed) {
         tokio::select! {
             Some(event) = pods.next() => match event {
                 Ok(event) => {
-                    state.is_there().await;
                     state.pod_event(event).await;
                     state.tell_replaced().await;
                     state.tell_names();
@@ -225,26 +229,39 @@ struct State {
     listed: Option<Vec<String>>,
     /// All pods that there were at first are known.
     has_looked: bool,
-    /// Since when the API server does not answer, and whether that has been said.
-    away: Option<(Instant, bool)>,
+    /// The API server does not answer.
+    away: Option<Away>,
     observed: Observed,
 }
 
+struct Away {
+    since: Instant,
+    /// When it failed to answer last.
+    last: Instant,
+    said: bool,
+}
+
 impl State {
+    /// A watch failed, and goes on by itself.
     async fn is_away(&mut self, error: &watcher::Error) {
-        let (since, said) = self.away.get_or_insert((Instant::now(), false));
-        if since.elapsed() > QUIET && !*said {
-            *said = true;
+        let now = Instant::now();
+        let away = self.away.get_or_insert(Away { since: now, last: now, said: false });
+        away.last = now;
+        if away.since.elapsed() > QUIET && !away.said {
+            away.said = true;
             let reason = super::client::words(error);
-            let text =
-                format!("the cluster at {} does not answer ({reason}); asking again", self.observed.cluster.server());
+            let server = self.observed.cluster.server();
+            let text = format!("the run cannot be followed at {server} at the moment ({reason}); trying again");
             self.observed.events.send_async(ReplicaEvent::Note { text }).await;
         }
     }
 
-    async fn is_there(&mut self) {
-        if let Some((_, true)) = self.away.take() {
-            let text = "the cluster answers again".to_owned();
+    /// A watch that has recovered says nothing as long as nothing happens: after some time without an error it has.
+    async fn is_back(&mut self, now: Instant) {
+        if let Some(away) = self.away.take_if(|away| now.duration_since(away.last) > RECOVERED)
+            && away.said
+        {
+            let text = "the run can be followed again".to_owned();
             self.observed.events.send_async(ReplicaEvent::Note { text }).await;
         }
     }
@@ -396,6 +413,9 @@ impl State {
         {
             let reason = format!("{reason}: {message}");
             self.failed.insert(role, reason.clone());
+            // One that was never released has the deadline of its launch.
+            let is_held = job.spec.as_ref().is_some_and(|spec| spec.parallelism == Some(0));
+            let reason = if is_held { "its launch broke off".to_owned() } else { reason };
             self.ends(format!("the cluster ends the {role} Job: {reason}"), &reason).await;
         }
     }
@@ -424,9 +444,16 @@ impl State {
 
     async fn notice(&mut self, notice: Notice) {
         match notice {
-            Notice::Told { uid } => {
-                let logs = self.seats.values_mut().filter_map(|seat| seat.pod.as_mut()).filter(|seen| seen.uid == uid);
-                logs.filter_map(|seen| seen.log.as_mut()).for_each(|log| log.done = true);
+            Notice::Told { uid, whole } => {
+                let mut seats = self.seats.iter_mut();
+                let it =
+                    seats.find_map(|(replica, seat)| Some((replica, seat.pod.as_mut().filter(|it| it.uid == uid)?)));
+                let Some((replica, seen)) = it else { return };
+                seen.log.iter_mut().for_each(|log| log.done = true);
+                if !whole {
+                    let text = format!("the end of the log of {replica} could not be had: the cluster does not answer");
+                    self.observed.events.send_async(ReplicaEvent::Note { text }).await;
+                }
             }
             Notice::Event(event) => self.cluster_event(&event).await,
         }
@@ -480,6 +507,7 @@ impl State {
 
     /// Comes to what follows from the state and from time.
     async fn look(&mut self, now: Instant) {
+        self.is_back(now).await;
         let replicas: Vec<Replica> = self.seats.keys().copied().collect();
         for replica in replicas {
             self.conclude(replica, now).await;
@@ -627,8 +655,8 @@ fn follow(observed: &Observed, notices: &mpsc::Sender<Notice>, replica: Replica,
             // A cluster does not tell the two streams apart.
             async move { last_lines.deliver_async(&events, replica, Stream::Stdout, text).await }
         };
-        logs::follow(&cluster, &name, deliver, known).await;
-        let _ = notices.send(Notice::Told { uid }).await;
+        let whole = logs::follow(&cluster, &name, deliver, known).await;
+        let _ = notices.send(Notice::Told { uid, whole }).await;
     });
     Log { task, life, done: false }
 }
@@ -688,6 +716,11 @@ fn hindrance(pod: &Pod, container: Option<&ContainerStatus>) -> Option<String> {
 /// Whether waiting longer would change nothing.
 fn cannot_heal(hindrance: &str) -> bool {
     let reason = hindrance.split(':').next().unwrap_or_default();
+    // What a node that has much to do says.
+    let passing = ["context deadline exceeded", "timed out", "is reserved for", "failed to sync", "connection refused"];
+    if passing.into_iter().any(|words| hindrance.contains(words)) {
+        return false;
+    }
     match reason {
         "CreateContainerConfigError"
         | "CreateContainerError"
