@@ -512,7 +512,9 @@ impl Watcher {
 
     /// The target ends the run, whatever its replicas are doing.
     fn out_of_time(&mut self, deadline: Duration) {
-        if self.complete.is_none() && !self.killed {
+        // Who was lost just before was lost by it, and so is whoever does not start after it.
+        let is_cause = self.failure.as_ref().is_none_or(|failure| failure.kind == FailureKind::Lost);
+        if self.complete.is_none() && !self.killed && is_cause {
             self.out_of_time.get_or_insert(deadline);
             self.end_by(Instant::now());
         }
@@ -813,15 +815,12 @@ impl Watcher {
         self.keep(written.map_err(RunError::from));
         self.view.finish(now);
         let complete = self.complete.filter(|_| self.model.is_some() && !self.killed);
-        // Replicas that are lost while the target ends the run are lost for that.
-        let is_lost = self.failure.as_ref().is_none_or(|failure| failure.kind == FailureKind::Lost);
-        let out_of_time = self.out_of_time.filter(|_| is_lost);
         let error = match complete {
             Some(_) => self.trouble.take(),
             None if self.killed => Some(RunError::Killed),
             None if self.left => Some(RunError::Left { run: self.plan.run.clone() }),
             None if self.replaced => Some(RunError::Replaced),
-            None if out_of_time.is_some() => out_of_time.map(|deadline| RunError::OutOfTime { deadline }),
+            None if self.out_of_time.is_some() => self.out_of_time.map(|deadline| RunError::OutOfTime { deadline }),
             None => {
                 let failure = self.cause();
                 let exit = self.exits.get(&failure.replica).copied();
