@@ -30,6 +30,8 @@ const MOST_SILENT: Duration = Duration::from_secs(300);
 const MOST_SILENT_AT_THE_END: Duration = Duration::from_secs(10);
 /// How long a stream may be silent, once its container has ended, before it is not waited for any more.
 const REST: Duration = Duration::from_millis(50);
+/// The first word of "unable to retrieve container logs for ...", which has no time, as lines of the program have.
+const NO_LOG: &[u8] = b"unable";
 /// Bytes that are read at once.
 const CHUNK_BYTES: usize = 32 << 10;
 /// Longest text of a time, with the space behind it; what is longer is none.
@@ -211,8 +213,13 @@ impl<'a> Cutter<'a> {
                         // The space; at the end of an empty line there may be none.
                         bytes = rest.strip_prefix(b" ").unwrap_or(rest);
                     }
+                    None if self.head == NO_LOG => {
+                        // The node's word for a container that is gone, and none of the program's.
+                        self.line = Line::Old;
+                        bytes = rest;
+                    }
                     None => {
-                        // Not the node's word: the program's own, shown as it is.
+                        // The node's own, of a file that it cannot follow for example.
                         self.line = Line::New;
                         let head = std::mem::take(&mut self.head);
                         self.lines.push(&head, &mut emit);
@@ -331,11 +338,14 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_a_time_is_shown_as_it_is() {
-        let text = "unable to retrieve container logs for containerd://abc\n";
-        assert_eq!(
-            cut(&mut Place::default(), &[text], true),
-            ["unable to retrieve container logs for containerd://abc"]
-        );
+    fn what_the_node_says_itself_has_no_time_and_that_there_is_no_log_is_no_line() {
+        let told = "failed to watch the log\n";
+        assert_eq!(cut(&mut Place::default(), &[told], true), ["failed to watch the log"]);
+        let gone = "unable to retrieve container logs for containerd://abc";
+        for pieces in [&[gone] as &[&str], &["una", "ble to retrieve"], &[gone, "\n"]] {
+            assert_eq!(cut(&mut Place::default(), pieces, true), [] as [&str; 0], "{pieces:?}");
+        }
+        let programs = "2026-01-02T03:04:05Z unable to open the file\n";
+        assert_eq!(cut(&mut Place::default(), &[gone, "\n", programs], true), ["unable to open the file"]);
     }
 }
