@@ -5,7 +5,7 @@
 //! manifest    what is created, as values
 //! scene       what others ask of that: who prepares a launch, who finds one
 //! preflight   what can be known to go wrong before anything is built
-//! apply       creating it, so that whatever dies in between, all of it goes away
+//! create      creating it, so that whatever dies in between, all of it goes away
 //! watch       pods, Jobs and events → what happens to the replicas
 //! logs        what containers wrote, without loss or repetition
 //! way         to the coordinator, by a port-forward
@@ -14,10 +14,10 @@
 //! ```
 //!
 //! The run does not need its launcher: value and identities lie in Secrets of its own, the Jobs see to lost workers, and
-//! its owner (see `apply`) ends and removes it in time, whoever else is gone.
+//! its owner (see `create`) ends and removes it in time, whoever else is gone.
 
-mod apply;
 mod client;
+mod create;
 mod logs;
 pub(crate) mod manifest;
 mod preflight;
@@ -48,16 +48,18 @@ pub use preflight::{Preflight, PreflightError};
 pub(crate) use runs::Attachment;
 pub use runs::{ClusterRun, ClusterRunState};
 
-use apply::Applied;
 use manifest::Format;
+use tidy::Belongings;
 use way::Forward;
 
 /// Seconds that a pod gets to end when its end is wanted at once.
 const KILL_SECONDS: u32 = 1;
 
-/// How long whoever interrupts a launch waits for its objects to be removed. What gives up waiting before is the removal
-/// itself, if the cluster does not answer.
+/// How long whoever interrupts a launch waits for its objects to be removed.
 const UNDONE: Duration = Duration::from_secs(60);
+
+// What gives up before is the removal, which can say what is left.
+const _: () = assert!(create::LAST_ANSWERS.as_secs() + tidy::REMOVED.as_secs() < UNDONE.as_secs());
 
 /// The same after a second interrupt: what there is, the cluster removes by itself.
 const UNDONE_AT_ONCE: Duration = Duration::from_secs(5);
@@ -106,19 +108,9 @@ impl Launcher for KubernetesLauncher {
     ) -> Result<Box<dyn Launched>, LaunchError> {
         let objects = manifest::objects(&self.scene, plan);
         let Self { cluster, cancel, .. } = self.as_ref();
-        let applied = cluster.reactor().wait(async {
-            let held = match apply::create(cluster, &objects, cancel).await {
-                Ok(held) => held,
-                // Something of somebody else's may have one of its names.
-                Err(error) => return Err(error.leaving(apply::undo(cluster, &objects).await)),
-            };
-            match apply::release(cluster, &objects, &held, cancel).await {
-                Ok(()) => Ok(held.applied),
-                Err(error) => Err(error.leaving(tidy::remove(cluster, &held.applied, false).await)),
-            }
-        })?;
+        let created = cluster.reactor().wait(create::launch(cluster, &objects, cancel))?;
         let topology = plan.placements[0].topology;
-        Ok(Box::new(KubernetesRun::follow(self.cluster, topology, applied, self.scene.following(plan), events)))
+        Ok(Box::new(KubernetesRun::follow(self.cluster, topology, created, self.scene.following(plan), events)))
     }
 }
 
@@ -162,7 +154,7 @@ impl Following {
 /// A run on a cluster, as somebody follows it.
 pub(crate) struct KubernetesRun {
     cluster: Cluster,
-    applied: Applied,
+    belongings: Belongings,
     last_lines: BTreeMap<Replica, Arc<LastLines>>,
     pods: Receiver<watch::Pods>,
     ending: Arc<Ending>,
@@ -173,11 +165,11 @@ pub(crate) struct KubernetesRun {
 }
 
 impl KubernetesRun {
-    /// Follows what was applied.
+    /// Follows what was created.
     pub(crate) fn follow(
         cluster: Cluster,
         topology: Topology,
-        applied: Applied,
+        belongings: Belongings,
         following: Following,
         events: SyncSender<ReplicaEvent>,
     ) -> Self {
@@ -187,10 +179,10 @@ impl KubernetesRun {
         let (told, pods) = channel(watch::Pods::default());
         let observed = watch::Observed {
             cluster: cluster.clone(),
-            run: applied.run.clone(),
-            owner: applied.owner.clone(),
+            run: belongings.run.clone(),
+            owner: belongings.owner.clone(),
             topology,
-            events_since: applied.version.clone(),
+            events_since: belongings.version.clone(),
             events: Events::new(events, ending.clone()),
             last_lines: last_lines.clone(),
             coordinator,
@@ -199,7 +191,7 @@ impl KubernetesRun {
         };
         let observing = cluster.reactor().spawn(watch::observe(observed));
         let way = Arc::new(Forward::new(cluster.clone(), following.port, runs_at));
-        Self { cluster, applied, last_lines, pods, ending, observing, way, done: false }
+        Self { cluster, belongings, last_lines, pods, ending, observing, way, done: false }
     }
 }
 
@@ -215,7 +207,7 @@ impl Launched for KubernetesRun {
         self.ending.begin();
         self.observing.abort();
         let have_ended = self.pods.borrow().have_ended;
-        self.cluster.reactor().wait(tidy::remove(&self.cluster, &self.applied, have_ended))
+        self.cluster.reactor().wait(tidy::remove(&self.cluster, &self.belongings, have_ended))
     }
 
     fn let_go(&mut self) {

@@ -12,11 +12,11 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{ApiResource, DynamicObject, ListParams, LogParams};
 use kube::{Api, ResourceExt as _};
 
-use super::apply::{Applied, Named, api};
 use super::client::{Cluster, ClusterError};
+use super::create::api;
 use super::manifest::{self, ROLE_LABEL, RUN_LABEL};
 use super::scene::{self, Note, annotation};
-use super::tidy;
+use super::tidy::{self, Belongings};
 use crate::topology::Replica;
 
 /// Most bytes of a log that is asked for as a whole: more than nodes keep.
@@ -74,7 +74,7 @@ pub(crate) struct Attachment {
     pub(crate) note: Note,
     /// With what a caller proves who it is.
     pub(crate) identity: Vec<u8>,
-    pub(crate) applied: Applied,
+    pub(crate) applied: Belongings,
 }
 
 impl Cluster {
@@ -102,26 +102,23 @@ impl Cluster {
             let secret = scene::caller_secret(name);
             let found = self.ask("get the caller's identity", || secrets.get(&secret)).await?;
             let identity = found.data.and_then(|mut data| data.remove(scene::IDENTITY_KEY)).unwrap_or_default().0;
-            let version = owner.resource_version().unwrap_or_default();
-            let owner = Named { resource, name: owner.name_any() };
-            Ok(Some(Attachment { run, note, identity, applied: Applied { owner, version, run: name.to_owned() } }))
+            Ok(Some(Attachment { run, note, identity, applied: Belongings::found(name, &owner, resource) }))
         })
     }
 
     /// What removing the run `name` takes; `None` if there is none.
-    pub(crate) fn owner(&self, name: &str) -> Result<Option<Applied>, ClusterError> {
+    pub(crate) fn owner(&self, name: &str) -> Result<Option<Belongings>, ClusterError> {
         self.reactor().wait(async {
             let Some((_, owner, resource)) = owners(self, Some(name)).await?.into_iter().next() else {
                 return Ok(None);
             };
-            let owner = Named { resource, name: owner.name_any() };
-            Ok(Some(Applied { owner, version: String::new(), run: name.to_owned() }))
+            Ok(Some(Belongings::found(name, &owner, resource)))
         })
     }
 
     /// Removes everything of the run `name`, alive or not. Returns what is left nevertheless, one thing and its reason a line.
-    pub(crate) fn remove(&self, applied: &Applied) -> Vec<String> {
-        self.reactor().wait(tidy::remove(self, applied, false))
+    pub(crate) fn remove(&self, belongings: &Belongings) -> Vec<String> {
+        self.reactor().wait(tidy::remove(self, belongings, false))
     }
 
     /// Removes what is left of runs that have ended, and says of which, or why not.
@@ -138,9 +135,7 @@ impl Cluster {
                     said.push(format!("left the run `{name}` alone: it is alive"));
                     continue;
                 }
-                let owner = Named { resource, name: owner.name_any() };
-                let applied = Applied { owner, version: String::new(), run: name.clone() };
-                let left = tidy::remove(self, &applied, false).await;
+                let left = tidy::remove(self, &Belongings::found(name, &owner, resource), false).await;
                 match left.is_empty() {
                     true => said.push(format!("removed what the run `{name}` had left")),
                     false => said.extend(left.into_iter().map(|left| format!("not removed: {left}"))),

@@ -9,7 +9,7 @@ use kube::ResourceExt as _;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
 
 use super::super::LaunchPlan;
-use super::apply::Named;
+use super::create::Named;
 use super::manifest::{self, Format, Known, Provenance, Scene};
 use super::{ClusterError, Following, Preflight};
 use crate::config::{Config, Renderer};
@@ -134,22 +134,18 @@ pub(super) fn owner_kinds() -> Vec<ApiResource> {
     ]
 }
 
-/// What lies beside the owner of `run`, by name: some of it only in some formats.
+/// What a launch creates beside the owner of `run`, by name. Some of it may be gone.
 pub(super) fn companions(run: &str, owner: &Named) -> Vec<Named> {
     let named = |resource: ApiResource, name: String| Named { resource, name };
     let secret = || ApiResource::erase::<Secret>(&());
     let mut companions = vec![named(secret(), run.to_owned()), named(secret(), caller_secret(run))];
     if owner.resource.kind == "Job" {
-        let job = |role: Role| named(ApiResource::erase::<Job>(&()), format!("{run}-{role}"));
-        companions.extend([Role::Ps, Role::Worker].map(job).into_iter().filter(|job| job.name != owner.name));
         companions.push(named(ApiResource::erase::<Service>(&()), run.to_owned()));
+        let workers = named(ApiResource::erase::<Job>(&()), format!("{run}-{}", Role::Worker));
+        // Without servers they are the owner.
+        companions.extend(Some(workers).filter(|workers| workers.name != owner.name));
     } else {
         companions.push(named(ApiResource::erase::<Job>(&()), format!("{run}-launch")));
-        if owner.resource.kind == "JobSet" {
-            // Its controller's, of which the garbage collector takes half a minute where the operator is new.
-            let job = |role: Role| named(ApiResource::erase::<Job>(&()), format!("{run}-{role}-0"));
-            companions.extend([Role::Ps, Role::Worker].map(job));
-        }
     }
     companions
 }

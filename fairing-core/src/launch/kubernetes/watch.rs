@@ -21,8 +21,8 @@ use tokio::task::JoinHandle;
 
 use super::super::ReplicaEvent;
 use super::super::events::{Events, LastLines, UNSEEN, exit};
-use super::apply::{Named, api};
 use super::client::Cluster;
+use super::create::{Named, api};
 use super::manifest::{ROLE_LABEL, RUN_LABEL, rank_of};
 use super::runs::{self, ClusterRunState};
 use super::{Following, logs};

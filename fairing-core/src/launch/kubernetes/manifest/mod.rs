@@ -11,7 +11,7 @@
 //!
 //! A [`Scene`] and a [`LaunchPlan`] make [`Objects`]: the *held* ones, of which the last is the owner of the rest, and the
 //! *released* one. The held owner runs nothing, and ends and goes away after a short while, whoever is left to see to it
-//! (see `apply`).
+//! (see `create`).
 
 mod jobs;
 mod jobset;
@@ -33,7 +33,7 @@ use serde_json::{Value, json};
 
 use super::super::LaunchPlan;
 use super::Following;
-use super::apply::Named;
+use super::create::Named;
 use crate::config::{KubernetesSettings, Renderer, Resources};
 use crate::exit::ExitCode;
 use crate::topology::{Address, Mode, Replica, Role, Topology};
@@ -52,9 +52,9 @@ pub(crate) const MANAGER_LABEL: (&str, &str) = ("app.kubernetes.io/managed-by", 
 
 /// The annotation of a run's owner with the hash of the value that it trains with.
 pub(crate) const VALUE_ANNOTATION: &str = "fairing.dev/value-sha256";
-/// The annotation of every object that a launch creates, by which it knows them from those of others: nobody else can know
-/// beforehand what it is.
-const LAUNCH_ANNOTATION: &str = "fairing.dev/launch";
+/// The label of everything that a launch creates, pods included, by which it is known from what others have: nobody else can
+/// know beforehand what it is.
+pub(crate) const LAUNCH_LABEL: &str = "fairing.dev/launch";
 /// The annotation of a run's owner with [`Known`].
 pub(crate) const PLAN_ANNOTATION: &str = "fairing.dev/plan";
 
@@ -137,7 +137,7 @@ pub(crate) struct Known {
     pub(crate) extension: String,
 }
 
-/// An object to be applied, without the reference to its owner.
+/// An object to be created, without the reference to its owner.
 #[derive(Debug, Clone)]
 pub(crate) struct Manifest {
     pub(crate) resource: ApiResource,
@@ -289,10 +289,9 @@ impl Manifest {
         Named { resource: self.resource.clone(), name: self.name.clone() }
     }
 
-    /// Whether an object with these annotations was made by the launch that this is of.
-    pub(crate) fn is_of_the_same_launch(&self, annotations: Option<&BTreeMap<String, String>>) -> bool {
-        let own = self.object["metadata"]["annotations"][LAUNCH_ANNOTATION].as_str();
-        own.is_some() && own == annotations.and_then(|found| found.get(LAUNCH_ANNOTATION)).map(String::as_str)
+    /// The launch that it is of; none in a dry run.
+    pub(crate) fn launch(&self) -> Option<&str> {
+        self.object["metadata"]["labels"][LAUNCH_LABEL].as_str()
     }
 
     /// The object with a reference to its owner.

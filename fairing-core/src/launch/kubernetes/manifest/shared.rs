@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::super::super::LaunchPlan;
 use super::{
-    JOB_LABEL, LAUNCH_ANNOTATION, MANAGER_LABEL, Manifest, PLAN_ANNOTATION, PORT, ROLE_LABEL, RUN_LABEL, Scene,
+    JOB_LABEL, LAUNCH_LABEL, MANAGER_LABEL, Manifest, PLAN_ANNOTATION, PORT, ROLE_LABEL, RUN_LABEL, Scene,
     VALUE_ANNOTATION,
 };
 use crate::topology::Role;
@@ -21,16 +21,19 @@ pub(super) const VALUE_KEY: &str = "value";
 /// Longest value of a label.
 const LABEL_LENGTH: usize = 63;
 
+/// Hexadecimal digits that name a launch: 128 bits, which nobody guesses. All of the hash is too long for a label.
+const LAUNCH_DIGITS: usize = 32;
+
 /// What is said of every object of the run; of one role if there is one.
 pub(super) fn metadata(scene: &Scene, plan: &LaunchPlan, name: String, role: Option<Role>) -> ObjectMeta {
-    let (name, labels) = (Some(name), Some(labels(scene, plan, role)));
-    ObjectMeta { name, labels, annotations: launch(plan).map(|launch| launch.into()), ..ObjectMeta::default() }
+    ObjectMeta { name: Some(name), labels: Some(labels(scene, plan, role)), ..ObjectMeta::default() }
 }
 
-/// An annotation that only this launch can give: a hash of the caller's identity, which it has made and nobody else has. None
-/// in a dry run, which creates nothing.
-fn launch(plan: &LaunchPlan) -> Option<[(String, String); 1]> {
-    (!plan.caller.is_empty()).then(|| [(LAUNCH_ANNOTATION.to_owned(), hash(&plan.caller))])
+/// A label that only this launch can give: a hash of the caller's identity, which it has made and nobody else has. None in a dry
+/// run, which creates nothing.
+fn launch(plan: &LaunchPlan) -> Option<(String, String)> {
+    let hash = || hash(&plan.caller)[..LAUNCH_DIGITS].to_owned();
+    (!plan.caller.is_empty()).then(|| (LAUNCH_LABEL.to_owned(), hash()))
 }
 
 /// Fairing's own labels win: the run is found by them.
@@ -40,6 +43,7 @@ pub(super) fn labels(scene: &Scene, plan: &LaunchPlan, role: Option<Role>) -> BT
     let own = [(RUN_LABEL, plan.run.clone()), (JOB_LABEL, job_label(&scene.provenance.type_name))];
     labels.extend(own.map(|(key, value)| (key.to_owned(), value)));
     labels.insert(manager.to_owned(), fairing.to_owned());
+    labels.extend(launch(plan));
     labels.extend(role.map(|role| (ROLE_LABEL.to_owned(), role.to_string())));
     labels
 }
@@ -70,8 +74,7 @@ pub(super) fn annotations(scene: &Scene, plan: &LaunchPlan) -> BTreeMap<String, 
     ];
     let perhaps = [("fairing.dev/commit", &provenance.commit), ("fairing.dev/user", &provenance.user)];
     let perhaps = perhaps.into_iter().filter_map(|(key, value)| Some((key, value.clone()?)));
-    let known = always.into_iter().chain(perhaps).map(|(key, value)| (key.to_owned(), value));
-    known.chain(launch(plan).into_iter().flatten()).collect()
+    always.into_iter().chain(perhaps).map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
 /// By which a run that trains the same value is found.

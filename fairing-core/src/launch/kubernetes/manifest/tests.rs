@@ -219,16 +219,17 @@ fn a_launch_knows_its_own_objects_from_those_of_others() {
             held.into_iter().chain(rest).collect::<Vec<_>>()
         };
         for (own, others) in all(&usual).iter().zip(all(&another)) {
-            let annotations = |manifest: &Manifest| {
-                serde_json::from_value::<BTreeMap<String, String>>(manifest.object["metadata"]["annotations"].clone())
-            };
-            assert!(own.is_of_the_same_launch(Some(&annotations(own).unwrap())));
-            assert!(!own.is_of_the_same_launch(Some(&annotations(&others).unwrap())));
-            assert!(!own.is_of_the_same_launch(None));
+            assert_eq!(own.launch(), all(&usual)[0].launch());
+            assert_ne!(own.launch(), others.launch());
+        }
+        // So have the pods, and what operators make.
+        for (role, _, template) in pods(&scene, &usual) {
+            let labels = template.metadata.unwrap().labels.unwrap();
+            assert_eq!(labels.get(LAUNCH_LABEL).map(String::as_str), all(&usual)[0].launch(), "{role}");
         }
         // Nothing is created by a dry run, which has no caller.
         let dry = LaunchPlan { caller: Vec::new(), ..usual };
-        assert!(all(&dry).iter().all(|manifest| !manifest.is_of_the_same_launch(Some(&BTreeMap::new()))));
+        assert!(all(&dry).iter().all(|manifest| manifest.launch().is_none()));
     }
 }
 
