@@ -2,7 +2,6 @@
 
 use serde_json::json;
 
-use super::runs::pushed_image;
 use super::*;
 
 /// The launcher is a pod with the Role that the dry run prints, and the run's own image.
@@ -47,11 +46,12 @@ fn a_pod_launches_a_run_with_the_rights_of_its_service_account() {
     });
     namespace.apply(&pod.to_string());
     let phase = || namespace.kubectl(&["get", "pod", "launcher", "--output", "jsonpath={.status.phase}"]);
-    wait_for(|| matches!(phase().as_str(), "Succeeded" | "Failed"));
+    wait_for(phase, |phase| matches!(phase.as_str(), "Succeeded" | "Failed"));
     let log = namespace.kubectl(&["logs", "launcher"]);
     assert_eq!(phase(), "Succeeded", "{log}");
     let in_memory = law.train_in_memory(Topology::new(2, 1)).unwrap();
     assert!(log.contains(&format!("fingerprint {}", in_memory.model.fingerprint())), "{log}");
     assert!(log.contains("Law trained by 2 workers + 1 parameter server"), "{log}");
     namespace.is_empty();
+    namespace.kubectl(&["delete", "pod", "launcher"]);
 }

@@ -11,10 +11,7 @@ use fairing_tests::law::Law;
 
 use super::relay::{Moment, Proxy, Relay, Verdict};
 use super::support::{Ended, PATIENCE, Program, Running, Signal};
-use super::{LAW, Namespace, wait_for};
-
-/// In each of them the objects of a run are others.
-const FORMATS: [&str; 3] = ["jobs", "jobset", "tfjob"];
+use super::{LAUNCHERS, LAW, Namespace, wait_for};
 
 /// Launchers at once. Each has a run of its own.
 const AT_ONCE: usize = 3;
@@ -34,6 +31,11 @@ const SHORT: Law = Law { epochs: 1, pause_ms: 0, ..LAW };
 impl Namespace {
     /// A program that trains for a moment with two replicas, through `relay`, and leaves nothing for long.
     fn through(&self, relay: &Relay, law: &Law, format: &str) -> Program {
+        self.through_with(relay, law, format, 1)
+    }
+
+    /// The same with 1 or 0 parameter servers.
+    fn through_with(&self, relay: &Relay, law: &Law, format: &str, ps: u32) -> Program {
         let seconds = format!("{}s", LAUNCH_TIMEOUT.as_secs());
         let variables = [
             ("KUBECONFIG", relay.kubeconfig().as_str()),
@@ -47,15 +49,13 @@ impl Namespace {
             ("FAIRING_PS_MEMORY", "256Mi"),
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()));
-        variables.iter().fold(self.law(law, 1, 1), |program, (name, value)| program.env(name, value))
+        variables.iter().fold(self.law(law, 2 - ps, ps), |program, (name, value)| program.env(name, value))
     }
 
     /// What there is of one run.
+    #[track_caller]
     fn left_of(&self, run: &str) -> Vec<String> {
-        self.left()
-            .into_iter()
-            .filter(|name| name.split('/').nth(1).is_some_and(|name| name.starts_with(run)))
-            .collect()
+        self.objects(&format!("fairing.dev/run={run}"))
     }
 
     /// The runs whose workers have done all their work, as the events say that outlive all else.
@@ -116,7 +116,7 @@ fn signals(signal: Signal, number: usize, verdict: Verdict) -> impl Fn(&Moment<'
 
 /// Where in the sequence of its answers a launch creates something first, and where it releases the run, from 1.
 #[track_caller]
-fn landmarks(namespace: &Namespace, proxy: &Proxy, format: &str) -> (usize, usize) {
+fn landmarks(namespace: &Namespace, proxy: &Proxy, format: &str, ps: u32) -> (usize, usize) {
     let seen = Arc::new(Mutex::new((0, 0)));
     let noting = seen.clone();
     let relay = Relay::new(proxy, move |moment| {
@@ -131,7 +131,7 @@ fn landmarks(namespace: &Namespace, proxy: &Proxy, format: &str) -> (usize, usiz
         }
         Verdict::Pass
     });
-    start(namespace.through(&relay, &SHORT, format), &relay).end().code(0);
+    start(namespace.through_with(&relay, &SHORT, format, ps), &relay).end().code(0);
     namespace.is_empty();
     let (created, released) = *seen.lock().unwrap();
     assert!(0 < created && created < released, "{:?}", relay.answered());
@@ -139,19 +139,21 @@ fn landmarks(namespace: &Namespace, proxy: &Proxy, format: &str) -> (usize, usiz
 }
 
 /// Kills launchers and interrupts launchers, one at each answer. A killed one gets no answer any more, and asks for nothing.
-fn broken_off_at_each_answer(format: &str) {
+fn broken_off_at_each_answer(format: &str, ps: u32) {
     let namespace = Namespace::new();
     let proxy = Proxy::start();
-    let (created, released) = landmarks(&namespace, &proxy, format);
+    let (created, released) = landmarks(&namespace, &proxy, format, ps);
+    // Before it creates something, a launch is the same with servers and without.
+    let first = if ps == 0 { created } else { 1 };
     let interrupted = (created..=released + BEYOND).map(|number| (Signal::INT, number));
     let tasks: Vec<(Signal, usize)> =
-        (1..=released + BEYOND).map(|number| (Signal::KILL, number)).chain(interrupted).collect();
+        (first..=released + BEYOND).map(|number| (Signal::KILL, number)).chain(interrupted).collect();
     let (to_the_end, slowest) = (Mutex::new(BTreeSet::new()), Mutex::new(Duration::ZERO));
     at_once(&tasks, |&(signal, number)| {
         let is_kill = signal == Signal::KILL;
         let verdict = if is_kill { Verdict::Cut } else { Verdict::Pass };
         let relay = Relay::new(&proxy, signals(signal, number, verdict));
-        let ended = start(namespace.through(&relay, &SHORT, format), &relay).end();
+        let ended = start(namespace.through_with(&relay, &SHORT, format, ps), &relay).end();
         let answered = relay.answered();
         let is_released = answered.iter().any(|answer| answer.starts_with("PATCH "));
         let run = run_of(&ended);
@@ -178,9 +180,9 @@ fn broken_off_at_each_answer(format: &str) {
     let completed = namespace.completed();
     assert!(to_the_end.is_subset(&completed), "{to_the_end:?}, completed: {completed:?}");
     println!(
-        "{format}: killed at each of {} answers (the run is released by number {released}), interrupted from number {created} \
+        "{format}, {ps} servers: killed at each of {} answers (the run is released by number {released}), interrupted from number {created} \
          on and nothing left {:?} after that; all gone {:?} after the last",
-        released + BEYOND,
+        released + BEYOND + 1 - first,
         slowest.into_inner().unwrap(),
         began.elapsed()
     );
@@ -188,17 +190,23 @@ fn broken_off_at_each_answer(format: &str) {
 
 #[test]
 fn a_launch_of_jobs_that_breaks_off_at_any_answer_leaves_nothing() {
-    broken_off_at_each_answer("jobs");
+    broken_off_at_each_answer("jobs", 1);
+}
+
+/// Its owner is the workers' Job.
+#[test]
+fn a_launch_of_jobs_without_servers_that_breaks_off_at_any_answer_leaves_nothing() {
+    broken_off_at_each_answer("jobs", 0);
 }
 
 #[test]
 fn a_launch_of_a_job_set_that_breaks_off_at_any_answer_leaves_nothing() {
-    broken_off_at_each_answer("jobset");
+    broken_off_at_each_answer("jobset", 1);
 }
 
 #[test]
 fn a_launch_of_a_tf_job_that_breaks_off_at_any_answer_leaves_nothing() {
-    broken_off_at_each_answer("tfjob");
+    broken_off_at_each_answer("tfjob", 1);
 }
 
 /// The API server answers no more, and the launcher is interrupted, once or twice.
@@ -206,7 +214,7 @@ fn a_launch_of_a_tf_job_that_breaks_off_at_any_answer_leaves_nothing() {
 fn an_interrupted_launch_does_not_wait_for_ever_for_a_silent_cluster() {
     let namespace = Namespace::new();
     let proxy = Proxy::start();
-    let (created, released) = landmarks(&namespace, &proxy, "jobs");
+    let (created, released) = landmarks(&namespace, &proxy, "jobs", 1);
     let tasks = [(created, 1), (released, 1), (released, 2)];
     at_once(&tasks, |&(number, interrupts)| {
         let relay = Relay::new(&proxy, signals(Signal::INT, number, Verdict::Hold));
@@ -231,7 +239,7 @@ fn an_interrupted_launch_does_not_wait_for_ever_for_a_silent_cluster() {
 #[test]
 fn an_interrupted_launch_that_was_to_detach_leaves_nothing() {
     let proxy = Proxy::start();
-    at_once(&FORMATS, |format| {
+    at_once(&LAUNCHERS, |format| {
         let namespace = Namespace::new();
         let relay = Relay::new(&proxy, |moment| {
             if moment.answer.is_some() && moment.request.releases() {
@@ -244,7 +252,9 @@ fn an_interrupted_launch_that_was_to_detach_leaves_nothing() {
         let program = namespace.through(&relay, &SHORT, format).env("FAIRING_DETACH", "1");
         let ended = start(program, &relay).end().code(130).says("stopped ");
         assert_eq!(ended.own_lines(), Vec::<&str>::new());
-        namespace.becomes_empty(SOON);
+        let began = Instant::now();
+        wait_for(|| namespace.left(), Vec::is_empty);
+        assert!(began.elapsed() < SOON, "{format}: {:?}", began.elapsed());
     });
 }
 
@@ -253,7 +263,7 @@ fn an_interrupted_launch_that_was_to_detach_leaves_nothing() {
 fn a_lost_answer_does_not_disturb_a_launch() {
     let namespace = Namespace::new();
     let proxy = Proxy::start();
-    at_once(&FORMATS, |format| {
+    at_once(&LAUNCHERS, |format| {
         let lost = Mutex::new(BTreeSet::new());
         let relay = Relay::new(&proxy, move |moment| {
             let request = moment.request;
@@ -280,7 +290,7 @@ fn a_launch_that_takes_too_long_is_given_up_and_says_so() {
         let relay = Relay::new(&proxy, move |moment| {
             if moment.answer.is_none() && moment.request.releases() && !is_known.swap(true, Ordering::Relaxed) {
                 calls.send(moment.request.path.clone()).unwrap();
-                go_on.lock().unwrap().recv().unwrap();
+                go_on.lock().unwrap().recv_timeout(PATIENCE).unwrap();
             }
             Verdict::Pass
         });
@@ -290,10 +300,13 @@ fn a_launch_that_takes_too_long_is_given_up_and_says_so() {
         let owner = path.split('?').next().unwrap().rsplit('/').next().unwrap();
         let run = owner.strip_suffix("-ps").unwrap_or(owner);
         let failed = "jsonpath={.items[*].status.conditions[?(@.type==\"Failed\")].reason}";
-        wait_for(|| match ttl {
-            "1s" => namespace.left_of(run).is_empty(),
-            _ => namespace.kubectl(&["get", "jobs", "--output", failed]).contains("DeadlineExceeded"),
-        });
+        match ttl {
+            "1s" => wait_for(|| namespace.left_of(run), Vec::is_empty),
+            _ => wait_for(
+                || namespace.kubectl(&["get", "jobs", "--output", failed]),
+                |reasons| reasons.contains("DeadlineExceeded"),
+            ),
+        }
         goes_on.send(()).unwrap();
         running
             .end()
@@ -309,7 +322,7 @@ fn a_launch_that_takes_too_long_is_given_up_and_says_so() {
 fn a_result_comes_home_although_the_cluster_cannot_be_reached_for_cleaning_up() {
     let namespace = Namespace::new();
     let proxy = Proxy::start();
-    at_once(&FORMATS, |format| {
+    at_once(&LAUNCHERS, |format| {
         let relay = Relay::new(&proxy, |moment| {
             let is_anchor = moment.request.path.contains("-launch");
             if moment.request.method == "DELETE" && !is_anchor { Verdict::Cut } else { Verdict::Pass }
@@ -364,7 +377,7 @@ fn a_name_that_is_taken_is_refused_and_its_object_is_left_as_it_was() {
             if moment.answer.is_none() && moment.request.creates() && !is_known.swap(true, Ordering::Relaxed) {
                 let object: serde_json::Value = serde_json::from_slice(&moment.request.body).unwrap();
                 calls.send(object["metadata"]["labels"]["fairing.dev/run"].as_str().unwrap().to_owned()).unwrap();
-                go_on.lock().unwrap().recv().unwrap();
+                go_on.lock().unwrap().recv_timeout(PATIENCE).unwrap();
             }
             Verdict::Pass
         });
@@ -384,6 +397,7 @@ fn a_name_that_is_taken_is_refused_and_its_object_is_left_as_it_was() {
             .never_says("may be left");
         assert_eq!(look(kind, &name), before);
         assert_eq!(namespace.left_of(&run), Vec::<String>::new());
+        namespace.kubectl(&["delete", kind, &name]);
     });
     namespace.is_empty();
 }

@@ -11,6 +11,8 @@ pub(super) fn fairing_runs(namespace: &Namespace, arguments: &[&str]) -> Program
 /// Launches a face of the fixture and leaves it to itself; its name.
 fn detached(namespace: &Namespace, face: &str) -> String {
     let program = namespace.target(Program::fixture(face)).env("FAIRING_DETACH", "1").env("FAIRING_ANOTHER", "1");
+    // Some are there at once, beside those of another test: none waits for room on the node.
+    let program = program.env("FAIRING_WORKER_MEMORY", "256Mi").env("FAIRING_PS_MEMORY", "256Mi");
     let ended = program.run().code(0);
     assert_eq!(ended.own_lines().len(), 1, "{:?}", ended.own_lines());
     ended.own_lines()[0].to_owned()
@@ -49,16 +51,25 @@ fn a_run_is_listed_read_stopped_deleted_and_swept_by_its_name() {
     let runs = |arguments: &[&str]| fairing_runs(&namespace, arguments).run();
     let endless = detached(&namespace, "endless");
     runs(&["list"]).code(0).says(&endless).says("Endless").says("alive");
-    wait_for(|| runs(&["logs", &endless, "worker", "1"]).stdout().any(|line| line == "training"));
+    // With what is said instead, if it does not come.
+    let log = || {
+        let ended = runs(&["logs", &endless, "worker", "1"]);
+        (ended.stdout().map(str::to_owned).collect::<Vec<_>>(), ended.stderr())
+    };
+    wait_for(log, |(log, _)| log.iter().any(|line| line == "training"));
     runs(&["logs", &endless, "ps", "0"]).code(0);
     runs(&["logs", &endless, "worker", "7"]).code(1).says(&format!("worker 7 of the run `{endless}` has no pod"));
     runs(&["delete", "nowhere"]).code(1).says(&format!("(it has {endless}"));
+    let list = || runs(&["list"]).code(0).stdout().map(str::to_owned).collect::<Vec<_>>();
+    let has_failed = |run: &str| {
+        wait_for(list, |lines| lines.iter().any(|line| line.contains(run) && line.contains("failed (")));
+    };
     // Another one fails beside it, and what is left of that is swept.
     let failing = detached(&namespace, "fault error 1");
-    wait_for(|| runs(&["list"]).code(0).stdout().any(|line| line.contains(&failing) && line.contains("failed (")));
+    has_failed(&failing);
     runs(&["attach", &failing]).code(1).says("worker 1 returned an error").says("the disk is full");
     let failing = detached(&namespace, "fault error 1");
-    wait_for(|| runs(&["list"]).code(0).stdout().any(|line| line.contains(&failing) && line.contains("failed (")));
+    has_failed(&failing);
     let swept = runs(&["sweep"]).code(0).says(&format!("removed what the run `{failing}` had left"));
     swept.says(&format!("left the run `{endless}` alone: it is alive"));
     // Whoever wants it to stop has a success of it, and the result.

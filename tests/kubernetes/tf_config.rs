@@ -4,7 +4,6 @@ use fairing_core::secure::Authority;
 use fairing_core::topology::{Member, Replica};
 use serde_json::{Value, json};
 
-use super::runs::pushed_image;
 use super::*;
 
 /// A TFJob of one replica of each role, each with a pod as `spec` makes it.
@@ -35,12 +34,12 @@ fn phase(namespace: &Namespace, pod: &str) -> String {
 fn trains(namespace: &Namespace, name: &str) {
     let path = "jsonpath={.status.conditions[?(@.status==\"True\")].type}";
     let conditions = || namespace.kubectl(&["get", "tfjob", name, "--output", path]);
-    wait_for(|| conditions().contains("Succeeded") || conditions().contains("Failed"));
+    wait_for(conditions, |conditions| conditions.contains("Succeeded") || conditions.contains("Failed"));
     let logs = |pod: &str| namespace.try_kubectl(&["logs", &format!("{name}-{pod}-0")]).unwrap_or_default();
     let all: Vec<String> = ["chief", "worker", "ps"].map(logs).into();
     assert!(conditions().contains("Succeeded"), "{all:#?}");
     for pod in ["chief", "worker", "ps"] {
-        wait_for(|| phase(namespace, &format!("{name}-{pod}-0")) == "Succeeded");
+        wait_for(|| phase(namespace, &format!("{name}-{pod}-0")), |phase| phase == "Succeeded");
     }
     namespace.kubectl(&["delete", "tfjob", name]);
 }
@@ -70,6 +69,7 @@ fn a_tf_job_written_by_hand_trains_with_identities_or_with_encryption_given_up_b
     namespace.apply(&tf_job("in-the-open", &roles, |_| json!({"containers": [container(&image, plaintext.clone())]})));
     trains(&namespace, "in-the-open");
     namespace.is_empty();
+    namespace.kubectl(&["delete", "secret", "by-hand"]);
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn a_tf_jobs_evaluator_and_who_has_no_identity_are_refused_by_name() {
         ("refused-evaluator-0", "`TF_CONFIG` makes this process an evaluator, which fairing does not have"),
         ("refused-chief-0", "has its part from `TF_CONFIG` and nothing to prove with that it is worker 0"),
     ] {
-        wait_for(|| phase(&namespace, pod) == "Failed");
+        wait_for(|| phase(&namespace, pod), |phase| phase == "Failed");
         let log = namespace.kubectl(&["logs", pod]);
         assert!(log.contains(text), "{log}");
         let path = "jsonpath={.status.containerStatuses[0].state.terminated.exitCode}";

@@ -91,6 +91,8 @@ enum Face {
     Flood { seconds: u32, bytes: u32 },
     /// Worker 0 takes so many mebibytes of memory and holds them.
     Memory { mebibytes: usize },
+    /// Trains with a value of so many bytes and a few more.
+    Large { bytes: usize },
     /// The workers' pods cannot start.
     Broken { how: Broken },
     /// `train` waits for a thread of its own that uses rayon, as one that prefetches batches may.
@@ -119,6 +121,7 @@ fn main() -> anyhow::Result<()> {
         }
         Face::Fault { fault, rank } => tell(Faulty { fault, rank }.launch()).map(drop),
         Face::Broken { how } => tell(Line { slope: 1.0, epochs: 5 }.launch_with(how.options())).map(drop),
+        Face::Large { bytes } => tell(Up { text: "x".repeat(bytes) }.launch()).map(drop),
         Face::Prefetch => tell(Prefetch.launch()).map(drop),
         Face::Nested => tell(Nested { marker: arguments.marker }.launch()).map(drop),
         Face::Law { law, workers, ps, once } => {
@@ -287,15 +290,21 @@ enum Broken {
     Key,
     /// The container's command is not in the image.
     Command,
+    /// No node has the label that the pod wants.
+    Nowhere,
 }
 
 impl Broken {
     /// Such workers.
     fn options(self) -> LaunchOptions {
         LaunchOptions::new().pod(move |role, pod| {
-            let container = &mut pod.spec.as_mut().expect("a pod has one").containers[0];
+            let spec = pod.spec.as_mut().expect("a pod has one");
+            let container = &mut spec.containers[0];
             match self {
                 _ if role == Role::Ps => {}
+                Broken::Nowhere => {
+                    spec.node_selector.get_or_insert_default().insert("disk".to_owned(), "none".to_owned());
+                }
                 Broken::Command => container.command = Some(vec!["/no/such/program".to_owned()]),
                 Broken::Key => {
                     let variables = container.env.get_or_insert_default();
