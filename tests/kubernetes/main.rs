@@ -8,6 +8,8 @@
 //!
 //! Each test has a namespace of its own. Nothing of a run is in there after each, and nothing at all at the end of the test.
 
+#![expect(clippy::print_stdout, reason = "libtest shows what a test has printed if it fails")]
+
 #[expect(dead_code, reason = "the other tests of programs use more of it")]
 #[path = "../it/support.rs"]
 mod support;
