@@ -76,6 +76,9 @@ const COLLECTED: Duration = Duration::from_secs(60);
 /// Kinds of objects that every cluster has, and those of operators, which it may be without.
 const KINDS: [(&str, bool); 3] = [("jobs,pods,services,secrets", true), ("jobsets", false), ("tfjobs", false)];
 
+/// What kubectl says of a kind that the cluster does not have: without and with a memory of another cluster that had it.
+const ABSENT: [&str; 2] = ["doesn't have a resource type", "the server could not find the requested resource"];
+
 /// A namespace of a test's own. Dropping it removes it, and fails the test if something is left in there.
 struct Namespace {
     name: String,
@@ -148,7 +151,7 @@ impl Namespace {
             path,
         ]) {
             Ok(found) => found,
-            Err(error) if !is_everywhere && error.contains("doesn't have a resource type") => String::new(),
+            Err(error) if !is_everywhere && ABSENT.iter().any(|text| error.contains(text)) => String::new(),
             Err(error) => panic!("kubectl get {kinds}: {error}"),
         };
         let found: Vec<String> = KINDS.into_iter().map(of).collect();
