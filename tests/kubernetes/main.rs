@@ -376,6 +376,8 @@ fn an_interrupted_run_saves_its_model_and_a_second_interrupt_ends_it() {
     // Its end does not come before the second one, which would be lost beside the first.
     let mut running = namespace.target(Program::fixture("endless --stubborn")).start();
     running.wait_for("training");
+    // The launcher hears of it from the coordinator, and not as early as of the line in a log.
+    thread::sleep(Duration::from_secs(3));
     running.signal(Signal::INT);
     running.wait_for("stopping after this round, then evaluating and saving (Ctrl-C again kills)");
     running.wait_for("evaluating");
