@@ -33,7 +33,7 @@ pub fn runs() -> Result<Vec<ClusterRun>, RunError> {
 pub fn attach(run: &str) -> Result<Run, RunError> {
     let started = (Instant::now(), SystemTime::now());
     let (cluster, config) = cluster()?;
-    let Attachment { note, identity, applied, run: found } = attachment(&cluster, run)?;
+    let Attachment { note, identity, belongings, run: found } = attachment(&cluster, run)?;
     let topology = note.placements[0].topology;
     let folder = RunFolder::create(&config.runs, run)?;
     let plan = LaunchPlan {
@@ -48,7 +48,7 @@ pub fn attach(run: &str) -> Result<Run, RunError> {
     let (messages, received) = sync_channel(watch::QUEUE);
     let seed = plan.placements[0].seed;
     let following = note.following;
-    let follow = move |events| KubernetesRun::follow(cluster, topology, applied, following, events);
+    let follow = move |events| KubernetesRun::follow(cluster, topology, belongings, following, events);
     let watch = watch::Watch {
         plan,
         launcher: Box::new(Attach { follow }),
@@ -88,8 +88,8 @@ pub fn stop(run: &str) -> Result<Outcome, RunError> {
 pub fn delete(run: &str) -> Result<(), RunError> {
     let (cluster, _) = cluster()?;
     // Of a launch that broke off there may be an owner and nothing else.
-    let Some(applied) = patiently(&cluster, || cluster.owner(run))? else { return Err(no_such_run(&cluster, run)?) };
-    let left = patiently(&cluster, || cluster.remove(&applied));
+    let Some(belongings) = patiently(&cluster, || cluster.owner(run))? else { return Err(no_such_run(&cluster, run)?) };
+    let left = patiently(&cluster, || cluster.remove(&belongings));
     if left.is_empty() { Ok(()) } else { Err(RunError::LeftBehind { left }) }
 }
 

@@ -74,7 +74,7 @@ pub(crate) struct Attachment {
     pub(crate) note: Note,
     /// With what a caller proves who it is.
     pub(crate) identity: Vec<u8>,
-    pub(crate) applied: Belongings,
+    pub(crate) belongings: Belongings,
 }
 
 impl Cluster {
@@ -102,7 +102,7 @@ impl Cluster {
             let secret = scene::caller_secret(name);
             let found = self.ask("get the caller's identity", || secrets.get(&secret)).await?;
             let identity = found.data.and_then(|mut data| data.remove(scene::IDENTITY_KEY)).unwrap_or_default().0;
-            Ok(Some(Attachment { run, note, identity, applied: Belongings::found(name, &owner, resource) }))
+            Ok(Some(Attachment { run, note, identity, belongings: Belongings::found(name, &owner, resource) }))
         })
     }
 

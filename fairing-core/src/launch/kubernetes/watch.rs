@@ -26,6 +26,7 @@ use super::create::{Named, api};
 use super::manifest::{ROLE_LABEL, RUN_LABEL, rank_of};
 use super::runs::{self, ClusterRunState};
 use super::{Following, logs};
+use crate::exit::ExitCode;
 use crate::observe::events::{Exit, Stream};
 use crate::topology::{Replica, Role, Topology};
 
@@ -515,11 +516,26 @@ impl State {
         }
     }
 
+    /// Whether some replica has failed by itself, for which a Job ends and removes the others.
+    fn cause(&self) -> Cause {
+        let failed = |seat: &&Seat| {
+            let ended = seat.pod.as_ref().and_then(|seen| seen.ended);
+            seat.replaced.is_none() && ended.is_some_and(|(exit, _)| !matches!(exit, Exit::Code(0 | UNSEEN)))
+        };
+        let mut failed = self.seats.values().filter(failed).peekable();
+        match (failed.peek().is_some(), failed.any(|seat| seat.over)) {
+            (false, _) => Cause::Unknown,
+            (true, false) => Cause::Untold,
+            (true, true) => Cause::Told,
+        }
+    }
+
     /// A replica whose container has ended and whose log has been told has ended, or is to be replaced.
     async fn conclude(&mut self, replica: Replica, now: Instant) {
         let used_up = || "it has been started again as often as it may be".to_owned();
         let has_failed = self.failed.get(&replica.role).cloned();
         let has_failed = has_failed.or_else(|| self.used_up.contains(&replica).then(used_up));
+        let cause = self.cause();
         let Some(seat) = self.seats.get_mut(&replica) else { return };
         if seat.over {
             return;
@@ -535,11 +551,20 @@ impl State {
             return;
         }
         let Some(seen) = &seat.pod else {
-            // The Job failed before it made this pod.
-            if let Some(reason) = has_failed.filter(|_| self.has_looked) {
-                seat.over = true;
-                self.observed.events.send_async(ReplicaEvent::Doomed { replica, reason }).await;
-            }
+            let Some(reason) = has_failed.filter(|_| self.has_looked) else { return };
+            let event = match cause {
+                // The Job failed before it made this pod.
+                Cause::Unknown => ReplicaEvent::Doomed { replica, reason },
+                // It is to be told first.
+                Cause::Untold => return,
+                // The Job has removed this pod for it.
+                Cause::Told => {
+                    let exit = Exit::Code(ExitCode::LostPeer.code().into());
+                    ReplicaEvent::Exited { replica, exit }
+                }
+            };
+            seat.over = true;
+            self.observed.events.send_async(event).await;
             return;
         };
         let Some((exit, since)) = seen.ended else { return };
@@ -618,6 +643,13 @@ impl State {
             self.observed.events.send_async(ReplicaEvent::Note { text }).await;
         }
     }
+}
+
+/// What is known of a replica that has failed by itself.
+enum Cause {
+    Unknown,
+    Untold,
+    Told,
 }
 
 impl Seen {
