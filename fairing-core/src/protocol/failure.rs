@@ -52,7 +52,7 @@ pub enum FailureKind {
     NeverLaunched,
     /// A replica's process could not be started.
     NeverStarted,
-    /// The target ended a replica: it took more memory or time than it may.
+    /// The target ended a replica, which took more memory than it may.
     Condemned,
     /// A wait for a living replica took too long.
     Timeout,

@@ -535,7 +535,7 @@ impl State {
         let used_up = || "it has been started again as often as it may be".to_owned();
         let has_failed = self.failed.get(&replica.role).cloned();
         let has_failed = has_failed.or_else(|| self.used_up.contains(&replica).then(used_up));
-        let cause = self.cause();
+        let cause = if has_failed.is_some() { self.cause() } else { Cause::Unknown };
         let Some(seat) = self.seats.get_mut(&replica) else { return };
         if seat.over {
             return;
